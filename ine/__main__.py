@@ -1,0 +1,5 @@
+"""`python -m ine`."""
+
+from ine.cli import main
+
+main()

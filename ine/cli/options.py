@@ -1,0 +1,97 @@
+"""Options that several commands share: one name, one type and one help text each.
+
+@click.command()
+@options.model
+@options.seed
+def generate(model, seed): ...
+"""
+
+import re
+from pathlib import Path
+
+import click
+
+DEVICES = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
+
+
+class Device(click.ParamType):
+    """The name of a torch device; whether there is one is checked when it is used."""
+
+    name = "device"
+
+    def convert(self, value, param, ctx):
+        """Return the name as given, or fail."""
+        if not DEVICES.fullmatch(value):
+            self.fail(f"{value!r} is none of auto, cpu, mps, cuda, cuda:N", param, ctx)
+        return value
+
+
+class Override(click.ParamType):
+    """A recipe override, "section.key=value"; the recipe itself checks key and value."""
+
+    name = "key=value"
+
+    def convert(self, value, param, ctx):
+        """Return the text as given, or fail."""
+        key, sign, _ = value.partition("=")
+        if not sign or not re.fullmatch(r"[A-Za-z_][\w.]*", key):
+            self.fail(f"{value!r} is not of the form section.key=value", param, ctx)
+        return value
+
+
+device = click.option(
+    "--device",
+    type=Device(),
+    default="auto",
+    show_default=True,
+    metavar="auto|cpu|mps|cuda[:N]",
+    help="Where to compute; auto takes a GPU if there is one.",
+)
+dtype = click.option(
+    "--dtype",
+    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+    default="auto",
+    show_default=True,
+    help="Precision of the weights; auto is float16 on CUDA, float32 elsewhere.",
+)
+seed = click.option(
+    "--seed",
+    type=click.IntRange(0, 2**63 - 1),
+    default=0,
+    show_default=True,
+    help="Where all randomness comes from; the same seed gives the same result.",
+)
+out = click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Where to write; without it, a name made from the inputs.",
+)
+force = click.option("--force", is_flag=True, help="Replace what is there already.")
+json_output = click.option(
+    "--json", "as_json", is_flag=True, help="Print the result to stdout as JSON."
+)
+dry_run = click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Resolve and check all that needs no weights, print it, and stop.",
+)
+overrides = click.option(
+    "--set",
+    "overrides",
+    type=Override(),
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a field of the recipe, such as inversion.steps=50; may be repeated.",
+)
+model = click.option(
+    "--model",
+    metavar="ID|DIR",
+    help="Base model: mini (bundled), a pipeline folder or a hub id; without it, the one that "
+    "the embedding or else the recipe names.",
+)
+unet = click.option(
+    "--unet",
+    type=click.Path(exists=True, path_type=Path),
+    metavar="FILE",
+    help="Unlearned weights to lay over the base model.",
+)

@@ -1,0 +1,59 @@
+"""Render docs/cli.md from the commands themselves: `python -m ine.cli.reference > docs/cli.md`."""
+
+import inspect
+
+import click
+
+from ine import errors
+from ine.cli import BUG, INTERRUPTED, cli
+
+HEAD = """\
+# Command line
+
+<!-- Generated: python -m ine.cli.reference > docs/cli.md -->
+
+Results go to standard output, progress and warnings to standard error. Options of `ine` itself
+stand before the command (`ine --debug invert ...`). Every option can be given as an environment
+variable, `INE_COMMAND_OPTION`, for example `INE_GENERATE_DEVICE=cpu`."""
+
+
+def cli_reference():
+    """Return docs/cli.md: every command, its options and defaults, and the exit codes."""
+    parts = [HEAD, *sections(cli, click.Context(cli, info_name="ine")), exit_codes()]
+    return "\n\n".join(parts) + "\n"
+
+
+def sections(command, context):
+    """Yield the section of a command, then those of its subcommands."""
+    usage = " ".join([context.command_path, *command.collect_usage_pieces(context)])
+    parts = [f"## {context.command_path}", inspect.cleandoc(command.help or "")]
+    parts.append(f"```\n{usage}\n```")
+    options = [p for p in command.params if isinstance(p, click.Option) and not p.hidden]
+    if options:
+        parts.append("\n".join(option_line(option, context) for option in options))
+    yield "\n\n".join(part for part in parts if part)
+    if isinstance(command, click.Group):
+        for name in command.list_commands(context):
+            child = command.get_command(context, name)
+            yield from sections(child, click.Context(child, parent=context, info_name=name))
+
+
+def option_line(option, context):
+    """Return one list item: names, metavar, help, default."""
+    names, text = option.get_help_record(context)
+    # click marks these at the end of the help, in brackets that Markdown would take for a link.
+    return f"- `{names}`: {text}".replace("[", r"\[")
+
+
+def exit_codes():
+    """Return the section about exit codes, from the classes in `ine.errors`."""
+    kinds = [k for k in vars(errors).values() if inspect.isclass(k)]
+    rows = [(0, "Success."), (2, "The command line itself is wrong.")]
+    rows += [(k.exit_code, inspect.cleandoc(k.__doc__).splitlines()[0]) for k in kinds]
+    rows += [(BUG, "A bug in ine; `--debug` shows the traceback."), (INTERRUPTED, "Interrupted.")]
+    lines = [f"| {code} | {text} |" for code, text in sorted(rows)]
+    return "\n".join(["## Exit codes", "", "| code | meaning |", "|---|---|", *lines])
+
+
+if __name__ == "__main__":
+    click.echo(cli_reference(), nl=False)

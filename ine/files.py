@@ -1,0 +1,94 @@
+"""Writing that cannot be half done, hashing, and finding what ships with the package."""
+
+import errno
+import hashlib
+import json
+import os
+import tempfile
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from ine.errors import OutputError
+
+
+@contextmanager
+def atomic_path(path):
+    """Yield a temporary path in the target's folder; on success it replaces the target.
+
+    The file is flushed to disk before the rename, so a kill or a power cut leaves the old file
+    or the new one. On an exception the temporary file is removed and the old file stays.
+
+    Raises:
+        OutputError: The folder cannot be written, or the disk is full.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    except OSError as error:
+        raise _output_error(path, error) from error
+    os.close(handle)
+    part = Path(name)
+    try:
+        yield part
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        # mkstemp makes 0600; an ordinary file has what the umask leaves.
+        umask = os.umask(0)
+        os.umask(umask)
+        part.chmod(0o666 & ~umask)
+        part.replace(path)
+    except OSError as error:
+        raise _output_error(path, error) from error
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def _output_error(path, error):
+    what = "the disk is full" if error.errno == errno.ENOSPC else (error.strerror or str(error))
+    return OutputError(f"{path}: cannot be written ({what}); choose another --out or free space")
+
+
+def write_bytes(path, data):
+    """Write bytes atomically."""
+    with atomic_path(path) as part:
+        part.write_bytes(data)
+
+
+def write_text(path, text):
+    """Write UTF-8 text atomically."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path, value):
+    """Write JSON atomically, indented, with a final newline."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def check_free(path, force=False):
+    """Raise `OutputError` if `path` exists and may not be replaced."""
+    path = Path(path)
+    if path.exists() and not force:
+        raise OutputError(f"{path}: exists already; give --force to replace it, or another --out")
+
+
+def sha256_of(*chunks):
+    """Return the SHA-256 of byte strings, as 64 hex digits."""
+    digest = hashlib.sha256()
+    for chunk in chunks:
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def shipped(kind):
+    """Return the folder of shipped files: `kind` is "recipes" or "embeddings".
+
+    An installed wheel has them in `ine/shipped/`; a checkout (also an editable install) at
+    its top level, where an import mapping would not find them.
+    """
+    package = Path(__file__).parent
+    for folder in (package / "shipped" / kind, package.parent / kind):
+        if folder.is_dir():
+            return folder
+    raise FileNotFoundError(f"shipped {kind} are missing from this installation of ine")

@@ -1,0 +1,1 @@
+"""Guidance: how the noise predictions of a step become one."""

@@ -1,0 +1,1 @@
+"""Concept inversion: pictures to latents, the objective, the loop."""

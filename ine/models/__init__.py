@@ -1,0 +1,1 @@
+"""Models: the parts of a pipeline, and unlearned weights laid over them."""

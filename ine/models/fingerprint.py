@@ -1,0 +1,49 @@
+"""Fingerprints of weights that survive a change of dtype.
+
+A hash changes with one rounded bit, so a float16 copy of a float32 model would look foreign.
+A fingerprint here is a short list of numbers: evenly chosen weight matrices projected on a
+fixed pattern of signs, relative to their norms. Rounding to bfloat16 moves such a number by
+about 1e-3; unlearning moves many of them by far more.
+"""
+
+import torch
+
+TENSORS = 16
+TOLERANCE = 6e-3
+
+
+def fingerprint(module):
+    """Return the fingerprint of a module's matrices, as text "v1:+0.123456,..."."""
+    names = [n for n, p in module.state_dict().items() if p.dim() >= 2 and p.is_floating_point()]
+    # Cross-attention is what erasers change, so it is looked at first where there is any.
+    attention = [n for n in names if "attn2.to_k" in n or "attn2.to_v" in n]
+    chosen = spread(attention, TENSORS // 2) + spread(names, TENSORS // 2)
+    state = module.state_dict()
+    numbers = [projection(state[name]) for name in chosen]
+    return "v1:" + ",".join(f"{x:+.6f}" for x in numbers)
+
+
+def spread(items, count):
+    """Return at most `count` items, evenly spaced, first and last included."""
+    if len(items) <= count:
+        return list(items)
+    return [items[round(i * (len(items) - 1) / (count - 1))] for i in range(count)]
+
+
+def projection(tensor):
+    """Return sum(signs * x) / |x| for a fixed pattern of signs; of the order of 1."""
+    flat = tensor.detach().flatten().double().cpu()
+    index = torch.arange(flat.numel(), dtype=torch.int64)
+    # A multiplicative hash of the position: the same everywhere, with no generator involved.
+    signs = ((index * 2654435761 >> 13) & 1).double() * 2 - 1
+    return (flat @ signs / flat.norm().clamp_min(1e-12)).item()
+
+
+def same_weights(one, other):
+    """Return whether two fingerprints belong to the same weights, rounding aside."""
+    if not one or not other or one[:3] != other[:3]:
+        return False
+    left, right = ([float(x) for x in text[3:].split(",")] for text in (one, other))
+    return len(left) == len(right) and all(
+        abs(a - b) <= TOLERANCE * max(1.0, abs(a)) for a, b in zip(left, right, strict=True)
+    )

@@ -1,0 +1,129 @@
+"""Do weights fit a base, which of them differ from it, and which eraser made them?"""
+
+import torch
+
+from ine.errors import CheckpointError
+from ine.models.layouts import unknown
+from ine.models.parts import FAMILIES
+
+SHAPELESS = (
+    *("attention_head_dim", "num_attention_heads", "norm_num_groups", "act_fn"),
+    *("center_input_sample", "flip_sin_to_cos", "freq_shift"),
+)
+"""Settings of a UNet that change what it computes but not the shape of any tensor."""
+
+
+def check_family(parts, source):
+    """Refuse weights whose cross-attention reads text states of another width."""
+    keys = [n for n in source.entries if n.endswith("attn2.to_k.weight")]
+    widths = {source.entries[n].shape[-1] for n in keys if source.entries[n].dim() == 2}
+    if source.config.get("cross_attention_dim"):
+        widths.add(source.config["cross_attention_dim"])
+    foreign = [width for width in widths if width != parts.width]
+    if foreign:
+        theirs = FAMILIES.get(foreign[0], f"width-{foreign[0]}")
+        raise CheckpointError(
+            f"{source.path}: is made for {theirs} (cross-attention width {foreign[0]}), the base "
+            f"{parts.name!r} is {parts.family} (width {parts.width}); "
+            "choose a base of the same family with --model"
+        )
+
+
+def check_settings(parts, source):
+    """Refuse folders whose UNet would compute something else with tensors of equal shapes."""
+    pairs = [
+        (k, source.config[k], parts.unet.config.get(k)) for k in SHAPELESS if k in source.config
+    ]
+    if source.prediction_type:
+        pairs.append(("prediction_type", source.prediction_type, parts.prediction_type))
+    for name, theirs, ours in pairs:
+        if not _same_setting(theirs, ours):
+            raise CheckpointError(
+                f"{source.path}: its {name} is {theirs}, that of the base {parts.name!r} is "
+                f"{ours}; choose the base that it was made from with --model"
+            )
+
+
+def _same_setting(one, other):
+    """Compare settings; one number stands for the same number in every block."""
+    as_sets = [set(v) if isinstance(v, list | tuple) else {v} for v in (one, other)]
+    both_lists = isinstance(one, list | tuple) and isinstance(other, list | tuple)
+    return list(one) == list(other) if both_lists else as_sets[0] == as_sets[1]
+
+
+def changed_names(module, tensors, source, what="UNet"):
+    """Return the names of tensors that differ from a module's, after checking that all fit."""
+    base = module.state_dict()
+    alien = [source.prefix + name for name in tensors if name not in base]
+    if len(alien) == len(tensors):
+        raise unknown(source, f"has no key of the base's {what}")
+    if alien:
+        raise CheckpointError(
+            f"{source.path}: {len(alien)} of {len(tensors)} keys are unknown to the base's {what}: "
+            f"{', '.join(alien[:3])}; choose the base that it was made from with --model"
+        )
+    shapes = [
+        f"{name} is {tuple(tensor.shape)}, in the base {tuple(base[name].shape)}"
+        for name, tensor in tensors.items()
+        if tensor.shape != base[name].shape
+    ]
+    if shapes:
+        raise CheckpointError(
+            f"{source.path}: {len(shapes)} tensors of the {what} have another shape: "
+            f"{'; '.join(shapes[:3])}; choose the base that it was made from with --model"
+        )
+    changed = []
+    for name, tensor in tensors.items():
+        here = base[name].cpu()
+        if not tensor.to(here.dtype).isfinite().all():
+            raise CheckpointError(
+                f"{source.path}: {name} holds NaN or infinite values in {here.dtype}; the file "
+                "is damaged, or its values need --dtype float32"
+            )
+        if not same_values(tensor, here):
+            changed.append(name)
+    return changed
+
+
+def same_values(one, other):
+    """Return whether two tensors are equal after casting to the coarser of their dtypes.
+
+    float16 and bfloat16 are each finer somewhere, and a value rounded to one and then to the
+    other may end one step away, so these two are compared within a step of bfloat16.
+    """
+    coarse = max(one.dtype, other.dtype, key=lambda dtype: torch.finfo(dtype).eps)
+    a, b = one.to(coarse), other.to(coarse)
+    if {one.dtype, other.dtype} == {torch.float16, torch.bfloat16}:
+        return torch.allclose(a.float(), b.float(), rtol=2**-7, atol=2**-24)
+    return torch.equal(a, b)
+
+
+def guess_method(tensors, telling, encoder=False):
+    """Return the likely eraser by which tensors it touches and their dtype.
+
+    Args:
+        tensors: All tensors of the file, by name.
+        telling: Names of those that tell: the changed ones of a full file, else all.
+        encoder: Whether a text encoder was changed.
+
+    Sources:
+        Counts for SD 1.x: 80 tensors of attn2 for ESD-x, 32 of its K and V for ESD-x-strict
+        (bfloat16) and UCE (float32), 388 for ESD-u, 468 for ESD-all, 686 for a full UNet.
+    """
+    if not telling:
+        return "AdvUnlearn or another on the text encoder" if encoder else ""
+    cross = [name for name in telling if ".attn2." in name]
+    if cross and len(cross) == len(telling):
+        if {name.split(".attn2.")[1].split(".")[0] for name in cross} - {"to_k", "to_v"}:
+            return "ESD-x"
+        if tensors[cross[0]].dtype == torch.bfloat16:
+            return "ESD-x-strict"
+        return "UCE, RECE or Concept Ablation"
+    if all(".attn1." in name for name in telling):
+        return "merged DUO or ESD on self-attention"
+    if not cross:
+        return "ESD-u"
+    # ESD trains linear and convolution layers only, a full fine-tuning norms as well.
+    if not any("norm" in name for name in tensors):
+        return "ESD-all"
+    return "full fine-tuning"

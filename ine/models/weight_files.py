@@ -1,0 +1,194 @@
+"""Files of weights: what a file really is, reading it without running code, writing it.
+
+A file is judged by its first bytes, not by its ending: checkpoints are often renamed, and a
+download that failed leaves a web page under the right name.
+"""
+
+import json
+import pickle
+import re
+import warnings
+import zipfile
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from ine.errors import CheckpointError
+from ine.files import atomic_path
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec"
+HEADER_LIMIT = 100_000_000
+"""Largest safetensors header in bytes; the format's own limit."""
+
+DTYPE_CODES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+}
+
+
+def read_file(path):
+    """Return what a weights file holds, as (entries, metadata); tensors are mapped lazily.
+
+    Args:
+        path: A safetensors file, or one that `torch.save` wrote.
+
+    Returns:
+        Entries as the file nests them, on the CPU, and its text metadata ({} for torch files).
+
+    Raises:
+        CheckpointError: The file is missing, empty, truncated, not weights, or holds code.
+    """
+    kind = _kind(path)
+    if kind == "torch":
+        return _read_torch(path), {}
+    metadata = _checked_header(path).get("__metadata__") or {}
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
+    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+        raise CheckpointError(f"{path}: is a damaged safetensors file ({error})") from error
+
+
+def weights_metadata(path):
+    """Return the text metadata of a safetensors file; {} for folders and torch files.
+
+    Raises:
+        CheckpointError: The file is missing, empty, truncated, or not weights.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir() or _kind(path) != "safetensors":
+        return {}
+    return _checked_header(path).get("__metadata__") or {}
+
+
+def write_unet_weights(path, tensors, metadata):
+    """Write tensors as safetensors, atomically; equal input gives equal bytes.
+
+    The safetensors library orders metadata by a hash that changes from call to call, so the
+    header is written here: names sorted, padded to 8 bytes, data in the same order.
+
+    Args:
+        path: Where to write.
+        tensors: {name in the UNet's state dict: floating-point tensor}.
+        metadata: {name: text}; `ine.method` and `ine.concept` say what was unlearned and how.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
+    if not all(isinstance(v, str) for v in metadata.values()):
+        raise ValueError("metadata of a safetensors file must be text")
+    header, at = {"__metadata__": dict(sorted(metadata.items()))}, 0
+    # The widest dtype first keeps each tensor aligned to its item size, as the format asks.
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    for name in names:
+        tensor = tensors[name]
+        size = tensor.numel() * tensor.element_size()
+        header[name] = {
+            "dtype": DTYPE_CODES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [at, at + size],
+        }
+        at += size
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with atomic_path(path) as part, part.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in names:
+            flat = tensors[name].detach().cpu().contiguous().reshape(-1)
+            file.write(flat.view(torch.uint8).numpy().tobytes())
+
+
+def _kind(path):
+    """Return "safetensors" or "torch" by the first bytes of a file."""
+    try:
+        with Path(path).open("rb") as file:
+            start = file.read(512)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file; give the unlearned UNet's weights") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+    if not start:
+        raise CheckpointError(f"{path}: is empty; download or copy it again")
+    if start.startswith(LFS_POINTER):
+        raise CheckpointError(
+            f"{path}: is a git-lfs pointer, not the weights; run `git lfs pull` in its repository"
+        )
+    text = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise CheckpointError(
+            f"{path}: is a web page saved under this name, not weights; "
+            "open the link in a browser, log in where it asks to, and download the file itself"
+        )
+    # A safetensors header of 128 bytes and a pickle both start with 0x80, so this comes first.
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= HEADER_LIMIT:
+        return "safetensors"
+    # A zip archive is today's torch.save; 0x80 opens a bare pickle, the format before 1.6.
+    if start.startswith((b"PK\x03\x04", b"\x80")):
+        return "torch"
+    return "safetensors"
+
+
+def _checked_header(path):
+    """Return a safetensors header, after checking that the file holds all that it lists."""
+    size = Path(path).stat().st_size
+    with Path(path).open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        brace = file.read(1)
+        if size < 10 or brace != b"{" or length > HEADER_LIMIT:
+            raise CheckpointError(
+                f"{path}: is neither a safetensors file nor one written by torch.save; "
+                "expected .safetensors, .pt, .pth, .bin or .ckpt weights of a UNet"
+            )
+        text = brace + file.read(length - 1)
+    if size < 8 + length:
+        raise _truncated(path, size, 8 + length)
+    try:
+        header = json.loads(text)
+        ends = [v["data_offsets"][1] for k, v in header.items() if k != "__metadata__"]
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+        raise CheckpointError(f"{path}: its safetensors header cannot be read ({error})") from error
+    if size < 8 + length + max(ends, default=0):
+        raise _truncated(path, size, 8 + length + max(ends))
+    return header
+
+
+def _truncated(path, found, expected):
+    return CheckpointError(
+        f"{path}: is truncated, {found} of at least {expected} bytes; download or copy it again"
+    )
+
+
+def _read_torch(path):
+    # torch.load goes by this ending, and a name that promises safetensors should keep it.
+    if Path(path).suffix == ".safetensors":
+        raise CheckpointError(
+            f"{path}: is no safetensors file but a pickle as torch.save writes them; it was "
+            "refused and not executed. If that is what you expected, rename it to .pt"
+        )
+    # Only the zip format can be mapped; it also keeps the pickle apart from the tensors.
+    mapped = zipfile.is_zipfile(path)
+    try:
+        with warnings.catch_warnings():
+            # torch warns that a pickle protocol is unusual; whether it loads says enough.
+            warnings.simplefilter("ignore")
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except pickle.UnpicklingError as error:
+        name = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f"code or classes ({name[1]})" if name else "more than plain tensors"
+        raise CheckpointError(
+            f"{path}: its pickle holds {what}; it was refused and not executed. Use a "
+            "safetensors file, or a plain state dict: torch.save(unet.state_dict(), FILE)"
+        ) from error
+    except (RuntimeError, ValueError, EOFError, OSError, KeyError, TypeError) as error:
+        reason = str(error).strip().split("\n")[0][:120] or type(error).__name__
+        raise CheckpointError(
+            f"{path}: is a truncated or damaged torch file ({reason}); download or copy it again"
+        ) from error
+    if not isinstance(loaded, dict):
+        raise CheckpointError(
+            f"{path}: holds a {type(loaded).__name__}, expected a state dict of named tensors"
+        )
+    return {str(name): value for name, value in loaded.items()}

@@ -1,0 +1,296 @@
+"""Concept recipes: YAML in, frozen checked values out.
+
+A recipe says what a concept is: its words, how pictures of it are made and recognised, how it is
+inverted and erased, and on which prompts choices are tuned. Nothing in a recipe is code.
+"""
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ine.errors import RecipeError, did_you_mean
+from ine.files import sha256_of, shipped
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+Names = tuple[str, ...]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Words(_Section):
+    """How people say it."""
+
+    explicit: Names
+    """Phrases that erasers are told and that serve as negative prompts."""
+
+    synonyms: Names = ()
+    """Other phrases for it, never told to an eraser."""
+
+
+class Pictures(_Section):
+    """How pictures of the concept are made by the base model, when the user has none."""
+
+    prompts: Names
+    """Templates; "{}" is replaced by a noun."""
+
+    nouns: Names = ("",)
+    """What the concept happens to; "" for a concept that stands alone."""
+
+    negative_prompt: str = ""
+    """Negative prompt of the making; recipes about people name words for youth here."""
+
+    count: Count = 64
+    """Pictures to keep."""
+
+    tries: Count = 4
+    """At most `tries * count` pictures are made to find them."""
+
+    rule: str
+    """Named rule that must find the concept in a kept picture, see `ine.judging.rules`."""
+
+    steps: Count = 50
+    """Denoising steps."""
+
+    guidance_scale: Annotated[float, Field(gt=1)] = 7.5
+    """Classifier-free guidance scale."""
+
+    scheduler: str = "ddim"
+    """Name in `ine.sampling.SCHEDULERS`."""
+
+    batch: Count = 4
+    """Pictures per unit."""
+
+
+class Inversion(_Section):
+    """How the vectors are learned; defaults for SD 1.x after arXiv 2511.04834."""
+
+    vectors: Annotated[int, Field(ge=1, le=75)] = 1
+    """Number of token vectors n."""
+
+    steps: Count = 3000
+    """Optimiser steps."""
+
+    batch: Count = 1
+    """Pictures per forward pass."""
+
+    accumulation: Count = 1
+    """Forward passes per optimiser step."""
+
+    lr: Annotated[float, Field(gt=0)] = 5e-3
+    """Learning rate of Adam, not scaled by the batch."""
+
+    schedule: Literal["constant", "linear"] = "constant"
+    """ "linear": constant for the first half, then down to zero."""
+
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """AdamW's weight decay; more than 0 shrinks the vectors."""
+
+    init: str = "mean"
+    """ "mean" of the token table, or words whose vectors are the start."""
+
+    init_noise: Annotated[float, Field(ge=0)] = 0.01
+    """Spread of the noise added to the start, so that several vectors part."""
+
+    templates: Names = ("a {v}", "{v}")
+    """Captions of pictures whose noun is unknown; "{v}" is where the vectors stand."""
+
+    named_templates: Names = ("a {v} {noun}", "a {noun} {v}")
+    """Captions of pictures whose noun is known."""
+
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Arithmetic of the U-Net; the vectors are float32 always."""
+
+    gradient_checkpointing: bool = False
+    """Recompute activations of the U-Net to save memory."""
+
+    preview_every: Count = 500
+    """Optimiser steps between previews; the kept vectors are those of a preview."""
+
+    preview_pictures: Count = 8
+    """Pictures per preview, for recovery and for defence each."""
+
+
+class Tuning(_Section):
+    """Prompts on which choices are made; figures are reported on others."""
+
+    prompts: Names
+    """Templates that imply the concept without naming it (or, for words-only recipes, name it)."""
+
+    nouns: Names = ("",)
+    """Nouns for the templates."""
+
+    steps: Count = 20
+    """Denoising steps."""
+
+    guidance_scale: Annotated[float, Field(gt=1)] = 7.5
+    """Classifier-free guidance scale."""
+
+
+class Erase(_Section):
+    """What erasers are told."""
+
+    concepts: Names
+    """Templates with the concept, "a {} on fire"."""
+
+    targets: Names
+    """The same templates without it, pairwise."""
+
+    nouns: Names = ("",)
+    """Nouns for both."""
+
+    preserve: Names = ()
+    """Templates whose text states must stay."""
+
+    preserve_nouns: Names = ("",)
+    """Nouns for `preserve`."""
+
+
+class ConceptRecipe(_Section):
+    """One concept. See the section classes for the fields."""
+
+    kind: Literal["concept"]
+    version: Literal[1]
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$")]
+    about: str = ""
+    base: str
+    """Base model: "mini", a hub id, or a folder."""
+
+    people: bool = False
+    """Pictures show people: they stay latents, and whatever is shown is blurred when flagged."""
+
+    words: Words
+    pictures: Pictures
+    inversion: Inversion = Inversion()
+    tuning: Tuning | None = None
+    erase: Erase | None = None
+    prompt_sets: dict[str, Names] = {}
+    """Named templates for reported figures, e.g. `implying_test`, `benign`."""
+
+    plural: Names = ()
+    """Nouns that take no article."""
+
+    @property
+    def hash(self):
+        """Return 16 hex digits of everything in the recipe."""
+        return sha256_of(self.model_dump_json().encode())[:16]
+
+    def fill(self, template, noun):
+        """Return a template with its noun, articles put right; see `fill`."""
+        return fill(template, noun, self.plural)
+
+
+def fill(template, noun, plural=()):
+    """Put a noun into a template: "a {} on fire", "apple" -> "an apple on fire".
+
+    Nouns in `plural` lose the article: "a burning {}", "scissors" -> "burning scissors".
+    """
+    text = template.replace("{}", noun)
+    if noun in plural:
+        text = re.sub(rf"\ban? ((?:[\w-]+ )?{re.escape(noun)})\b", r"\1", text)
+    text = re.sub(r"\ba (?=[aeiou])", "an ", text)
+    return re.sub(r"\ban (?=[^aeiou\s])", "a ", text)
+
+
+def pairs(templates, nouns):
+    """Return every (template, noun), nouns fastest."""
+    return [(t, n) for t in templates for n in nouns]
+
+
+def list_recipes():
+    """Return {name: path} of the shipped concept recipes."""
+    return {p.stem: p for p in sorted(shipped("recipes").glob("*.yaml"))}
+
+
+def load_recipe(name_or_path, overrides=()):
+    """Return a checked recipe.
+
+    Args:
+        name_or_path: A shipped recipe's name, or a YAML file.
+        overrides: "section.key=value" strings, values parsed as YAML.
+
+    Raises:
+        RecipeError: Unknown name, unreadable file, or wrong fields, all listed at once.
+    """
+    path = find_recipe(name_or_path)
+    try:
+        data = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise RecipeError(f"{path}: cannot be read as YAML ({error})") from error
+    if not isinstance(data, dict):
+        raise RecipeError(f"{path}: expected a mapping of sections, found {type(data).__name__}")
+    for override in overrides:
+        apply_override(data, override)
+    return check_recipe(data, path)
+
+
+def find_recipe(name_or_path):
+    """Return the path of a shipped recipe's name or of a user's file."""
+    known = list_recipes()
+    if str(name_or_path) in known:
+        return known[str(name_or_path)]
+    path = Path(name_or_path).expanduser()
+    if path.is_file():
+        return path
+    if path.suffix in {".yaml", ".yml"}:
+        raise RecipeError(f"{path}: no such recipe file")
+    hint = did_you_mean(name_or_path, known)
+    raise RecipeError(
+        f"concept {str(name_or_path)!r} is unknown{hint}; shipped: {', '.join(known)}; "
+        "or give a recipe file"
+    )
+
+
+def apply_override(data, override):
+    """Set `section.key=value` in the data of a recipe."""
+    key, equals, value = override.partition("=")
+    if not equals or not key.strip():
+        raise RecipeError(f"--set {override}: expected section.key=value")
+    *parents, last = key.strip().split(".")
+    for parent in parents:
+        data = data.setdefault(parent, {})
+        if not isinstance(data, dict):
+            raise RecipeError(f"--set {override}: {parent!r} is not a section")
+    try:
+        data[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"--set {override}: the value is not YAML ({error})") from error
+
+
+def check_recipe(data, where):
+    """Return the recipe of a mapping; every problem is named with its key path."""
+    try:
+        recipe = ConceptRecipe.model_validate(data)
+    except ValidationError as error:
+        problems = [_problem(item) for item in error.errors()]
+        raise RecipeError(f"{where}: " + "; ".join(problems)) from error
+    erase = recipe.erase
+    if erase and len(erase.concepts) != len(erase.targets):
+        raise RecipeError(
+            f"{where}: erase.concepts has {len(erase.concepts)} templates and erase.targets "
+            f"{len(erase.targets)}; they are pairs, so give the same number"
+        )
+    return recipe
+
+
+def _problem(item):
+    path = ".".join(str(p) for p in item["loc"])
+    if item["type"] != "extra_forbidden":
+        return f"{path}: {item['msg']}, found {item.get('input')!r:.60}"
+    section = ConceptRecipe
+    for part in item["loc"][:-1]:
+        kind = section.model_fields[part].annotation
+        options = [kind, *getattr(kind, "__args__", ())]
+        section = next((o for o in options if hasattr(o, "model_fields")), ConceptRecipe)
+    return f"{path}: unknown key{did_you_mean(item['loc'][-1], section.model_fields)}"
+
+
+def recipe_yaml(recipe):
+    """Return the resolved recipe as YAML that loads to an equal value."""
+    data = recipe.model_dump(mode="json")
+    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=100)

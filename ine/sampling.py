@@ -1,0 +1,193 @@
+"""The denoising loop: one generator per picture, work in units of fixed shape.
+
+Shape letters: B pictures of a unit, C latent channels, H W latent size.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ine.errors import IneError, did_you_mean
+from ine.guidance.cfg import ClassifierFree
+from ine.guidance.protocol import Prompts, Step
+from ine.text import join_conditions
+
+SCHEDULERS = {
+    "ddim": ("DDIMScheduler", {}),
+    "dpm++": ("DPMSolverMultistepScheduler", {}),
+    "euler": ("EulerDiscreteScheduler", {}),
+    "pndm": ("PNDMScheduler", {}),
+}
+"""Name -> (diffusers class, settings that differ from the model's own)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerSettings:
+    """How pictures are made; the same for all pictures of a run."""
+
+    scheduler: str = "ddim"
+    steps: int = 50
+    guidance_scale: float = 7.5
+    batch: int = 4
+    """Pictures per unit. Within one shape results are exact; across shapes they agree to 1e-4."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureRequest:
+    """One picture to make."""
+
+    prompt: str
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unit:
+    """Pictures that were made together."""
+
+    first: int
+    """Position of the first picture in the run."""
+
+    requests: tuple[PictureRequest, ...]
+    pictures: np.ndarray
+    """(B, H, W, 3) uint8 RGB."""
+
+    notes: list
+    """What the guidance logged, one dict per picture."""
+
+    unet_calls: int
+    """U-Net evaluations per picture, counted as (condition, step) pairs, averaged."""
+
+
+def make_scheduler(name, config, steps, device="cpu"):
+    """Return a diffusers scheduler of the table `SCHEDULERS`, set to `steps` steps."""
+    import diffusers
+
+    if name not in SCHEDULERS:
+        hint = did_you_mean(name, SCHEDULERS)
+        raise IneError(f"scheduler {name!r} is unknown{hint}; known: {', '.join(SCHEDULERS)}")
+    kind, settings = SCHEDULERS[name]
+    scheduler = getattr(diffusers, kind).from_config({**config, **settings})
+    scheduler.set_timesteps(steps, device=device)
+    return scheduler
+
+
+def start_noise(shape, seeds):
+    """Return unit Gaussian latents, each row from its own seed, (B, C, H, W) on the CPU."""
+    return torch.cat(
+        [torch.randn((1, *shape), generator=torch.Generator().manual_seed(s)) for s in seeds]
+    )
+
+
+def alpha_bar_at(scheduler, index, t):
+    """Return the signal power of the latents that the U-Net sees at a step, a scalar."""
+    if hasattr(scheduler, "sigmas") and scheduler.__class__.__name__.startswith("Euler"):
+        return 1 / (1 + scheduler.sigmas[index] ** 2)
+    return scheduler.alphas_cumprod[t.long().cpu()]
+
+
+@torch.no_grad()
+def sample_latents(parts, prompts, seeds, guidance=None, settings=None, on_step=None):
+    """Denoise one unit.
+
+    Args:
+        parts: The `DiffusionParts` to sample from.
+        prompts: B texts.
+        seeds: B seeds; a picture depends on its own seed only.
+        guidance: A `Guidance`; plain classifier-free guidance by default.
+        settings: `SamplerSettings`.
+        on_step: Called with the `Step` before each prediction.
+
+    Returns:
+        (latents (B, C, H, W) scaled as the U-Net wants them, notes, U-Net calls per picture).
+    """
+    settings = settings or SamplerSettings()
+    guidance = guidance or ClassifierFree()
+    device, dtype = parts.device, parts.dtype
+    scheduler = make_scheduler(settings.scheduler, parts.scheduler_config, settings.steps, device)
+    latents = start_noise(parts.latent_shape, seeds).to(device, dtype)
+    latents = latents * scheduler.init_noise_sigma
+    asked = 0
+    x_t = t = None
+
+    def ask(wanted):
+        nonlocal asked
+        rows = [list(w.pictures) if w.pictures is not None else None for w in wanted]
+        inputs = [x_t if r is None else x_t[r] for r in rows]
+        conditions = [
+            w.condition.repeat(len(x)) for w, x in zip(wanted, inputs, strict=True)
+        ]
+        counts = [len(x) for x in inputs]
+        asked += sum(counts)
+        outputs = run_unet(parts.unet, torch.cat(inputs), t, join_conditions(conditions))
+        return dict(zip([w.name for w in wanted], outputs.split(counts), strict=True))
+
+    request = Prompts(parts=parts, texts=tuple(prompts), scale=settings.guidance_scale)
+    with guidance.begin(request) as session:
+        for index, t in enumerate(scheduler.timesteps):  # noqa: B007 - `ask` reads t
+            x_t = scheduler.scale_model_input(latents, t)
+            step = Step(
+                index=index,
+                count=len(scheduler.timesteps),
+                t=t,
+                x_t=x_t,
+                alpha_bar=alpha_bar_at(scheduler, index, t).to(device, torch.float32),
+                prediction_type=parts.prediction_type,
+            )
+            if on_step:
+                on_step(step)
+            output = session.predict(step, ask)
+            latents = scheduler.step(output, t, latents, return_dict=False)[0]
+        notes = session.notes()
+    return latents, notes, asked / len(prompts)
+
+
+def run_unet(unet, x_t, t, condition):
+    """Return the U-Net's output for latents and conditions of equal row count."""
+    extra = None
+    if condition.pooled is not None and condition.time_ids is not None:
+        extra = {"text_embeds": condition.pooled, "time_ids": condition.time_ids}
+    states = condition.states.to(x_t.dtype)
+    return unet(x_t, t, encoder_hidden_states=states, added_cond_kwargs=extra).sample
+
+
+@torch.no_grad()
+def decode_latents(parts, latents):
+    """Return pictures of latents, (B, H, W, 3) uint8 RGB."""
+    pixels = parts.vae.decode(latents / parts.vae.config.scaling_factor).sample
+    pixels = (pixels.float() / 2 + 0.5).clamp(0, 1) * 255
+    return pixels.round().permute(0, 2, 3, 1).byte().cpu().numpy()
+
+
+def generate(
+    parts,
+    requests: Sequence[PictureRequest],
+    guidance=None,
+    settings: SamplerSettings | None = None,
+    skip=lambda first: False,
+) -> Iterator[Unit]:
+    """Yield pictures unit by unit, in the order of the requests.
+
+    Args:
+        parts: The model.
+        requests: What to make.
+        guidance: A `Guidance`.
+        settings: Sampler settings; `settings.batch` pictures make a unit.
+        skip: `skip(first)` says that the unit starting there exists already; it is left out.
+    """
+    settings = settings or SamplerSettings()
+    for first in range(0, len(requests), settings.batch):
+        if skip(first):
+            continue
+        unit = tuple(requests[first : first + settings.batch])
+        latents, notes, calls = sample_latents(
+            parts, [r.prompt for r in unit], [r.seed for r in unit], guidance, settings
+        )
+        yield Unit(
+            first=first,
+            requests=unit,
+            pictures=decode_latents(parts, latents),
+            notes=notes,
+            unet_calls=calls,
+        )

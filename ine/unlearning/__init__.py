@@ -1,0 +1,1 @@
+"""Erasers: make an unlearned model where none is published."""

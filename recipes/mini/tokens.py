@@ -1,0 +1,48 @@
+"""Stage `tokenizer`: a small BPE vocabulary in CLIP's format; any text encodes.
+
+Merges are learned from the words of the world, enough of them that each word is one token;
+everything else falls back to bytes. `<|endoftext|>` has the highest id: transformers pools
+there only if `eos_token_id` is not 2, and by arg-max otherwise.
+"""
+
+import re
+from collections import Counter
+
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import CLIPTokenizer
+
+CONTEXT_LENGTH = 32
+BOS, EOS = "<|startoftext|>", "<|endoftext|>"
+
+
+def build(world, folder):
+    """Write the tokenizer to `folder` and return it."""
+    words = sorted(Counter(re.findall(r"[a-z]+", " ".join(world.words()))))
+    trainer = trainers.BpeTrainer(
+        vocab_size=100_000,
+        min_frequency=1,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        end_of_word_suffix="</w>",
+        show_progress=False,
+    )
+    learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    learner.pre_tokenizer = pre_tokenizers.Whitespace()
+    learner.train_from_iterator([" ".join(words)], trainer)
+    import json
+
+    merges = [tuple(m) for m in json.loads(learner.to_str())["model"]["merges"]]
+    symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = symbols + [s + "</w>" for s in symbols]
+    vocab += [a + b for a, b in merges if a + b not in set(vocab)]
+    vocab += [BOS, EOS]
+    tokenizer = CLIPTokenizer(
+        vocab={token: i for i, token in enumerate(dict.fromkeys(vocab))},
+        merges=merges,
+        model_max_length=CONTEXT_LENGTH,
+        bos_token=BOS,
+        eos_token=EOS,
+        unk_token=EOS,
+        pad_token=EOS,
+    )
+    tokenizer.save_pretrained(folder)
+    return CLIPTokenizer.from_pretrained(folder)

@@ -1,0 +1,306 @@
+import ast
+import configparser
+import fnmatch
+import importlib.util
+import re
+import shutil
+import subprocess
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+TOP_LEVEL = {
+    ".ci", ".gitignore", ".ruff.toml", "LICENSE", "NOTICE", "README.md", "constraints.txt",
+    "docs", "embeddings", "ine", "recipes", "setup.cfg", "setup.py", "tests",
+}  # fmt: skip
+LAYERS = [
+    {"errors"},
+    {"files", "runtime", "recipe"},
+    {"embedding", "models", "pictures", "runs"},
+    {"guidance", "judging", "text"},
+    {"evaluation", "inversion", "sampling", "unlearning", "demo"},
+    {"cli", "__main__"},
+]
+"""Modules of ine from the ground up; each imports from its own layer and those before it."""
+
+
+def setup_cfg():
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg")
+    return parser
+
+
+def words(text):
+    return text.split()
+
+
+def is_ignored(name):
+    patterns = [
+        line.strip().strip("/")
+        for line in (ROOT / ".gitignore").read_text().splitlines()
+        if line.strip() and not line.startswith("#")
+    ]
+    return any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
+
+
+def python(*args, **kwargs):
+    return subprocess.run(
+        [sys.executable, *args], capture_output=True, text=True, timeout=120, **kwargs
+    )
+
+
+# ------------------------------------------------------------------------------ the repository
+
+
+def test_the_top_level_holds_what_belongs_there_and_nothing_else():
+    names = {p.name for p in ROOT.iterdir()} - {".git"}
+    assert {n for n in names if not is_ignored(n)} == TOP_LEVEL
+
+
+@pytest.mark.parametrize("args", [("check",), ("format", "--check")], ids=["check", "format"])
+def test_ruff_is_content(args):
+    done = python("-m", "ruff", *args, "--no-cache", ".", cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_torchvision_is_absent():
+    assert importlib.util.find_spec("torchvision") is None
+
+
+def test_constraints_pin_every_direct_dependency():
+    pinned = re.findall(r"^([\w.-]+)==\S+$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    wanted = setup_cfg()["options"]["install_requires"]
+    wanted += "".join(setup_cfg()["options.extras_require"].values())
+    names = re.findall(r"^([\w.-]+)", wanted, re.MULTILINE)
+    assert names
+    assert set(names) <= set(pinned)
+
+
+def test_notice_names_every_icon_set_with_its_licence():
+    notice = (ROOT / "NOTICE").read_text()
+    sets = yaml.safe_load((ROOT / "recipes/mini/world.yaml").read_text())["sets"]
+    titles = {
+        "Apache-2.0": "Apache License 2.0",
+        "MIT": "MIT License",
+        "CC-BY-4.0": "Creative Commons Attribution 4.0",
+    }
+    sections = re.split(r"\n\n", notice)
+    for entry in sets.values():
+        package = entry["package"].replace("@", " ").strip().replace(" ", "@", 0)
+        name, version = entry["package"].rsplit("@", 1)
+        section = next(s for s in sections if f"npm {name} {version};" in s)
+        assert section.startswith(titles[entry["licence"]]), package
+
+
+# ----------------------------------------------------------------------------------- imports
+
+
+def test_help_imports_neither_torch_nor_the_commands():
+    code = (
+        "import sys\n"
+        "from ine.cli import cli\n"
+        "try: cli(['--help'], prog_name='ine')\n"
+        "except SystemExit as end: assert end.code == 0, end.code\n"
+        "heavy = {'torch', 'diffusers', 'transformers', 'numpy', 'PIL', 'yaml'}\n"
+        "ours = {m for m in sys.modules if m.startswith('ine.')}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+        "assert ours == {'ine.cli', 'ine.errors'}, ours\n"
+    )
+    done = python("-c", code)
+    assert done.returncode == 0, done.stderr
+    assert "Commands:" in done.stdout
+
+
+def test_importing_the_command_modules_imports_no_torch():
+    code = (
+        "import sys\n"
+        "from ine.cli import COMMANDS, cli\n"
+        "import ine.cli.reference\n"
+        "assert all(cli.commands[name].name == name for name in COMMANDS)\n"
+        "heavy = {'torch', 'diffusers', 'transformers'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = python("-c", code)
+    assert done.returncode == 0, done.stderr
+
+
+def test_import_ine_is_free_of_torch_until_a_name_is_used():
+    code = (
+        "import sys, ine\n"
+        "assert 'torch' not in sys.modules\n"
+        "ine.negative_prompt_embeds\n"
+        "assert 'torch' in sys.modules\n"
+    )
+    done = python("-c", code)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_exported_name_exists():
+    import ine
+
+    for name in ine.__all__:
+        assert getattr(ine, name) is not None
+
+
+def module_of(path):
+    """The part of `ine` that a file belongs to: "text", "models", ...; "" for ine itself."""
+    first = path.relative_to(ROOT / "ine").parts[0]
+    return "" if first == "__init__.py" else first.removesuffix(".py")
+
+
+def parts_imported_by(source):
+    """The parts of `ine` that a source text imports, inside functions too."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide where a name comes from"
+            names = [node.module]
+            if node.module == "ine":
+                names = [f"ine.{alias.name}" for alias in node.names]
+        found |= {n.split(".")[1] for n in names if n.startswith("ine.")}
+    return found - {"__version__"}
+
+
+def level(part):
+    found = [number for number, layer in enumerate(LAYERS) if part in layer]
+    assert found, f"ine.{part} has no place in LAYERS; give it one there and in architecture.md"
+    return found[0]
+
+
+def test_the_reader_of_imports_sees_them_all():
+    source = "import ine.text\ndef f():\n    from ine.cli import x\n    from ine import sampling\n"
+    assert parts_imported_by(source) == {"text", "cli", "sampling"}
+    assert level("text") < level("sampling") < level("cli")
+
+
+SOURCES = [p for p in (ROOT / "ine").rglob("*.py") if module_of(p)]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_point_one_way(path):
+    own = module_of(path)
+    for other in parts_imported_by(path.read_text()):
+        assert level(other) <= level(own), f"ine.{own} imports ine.{other}, which stands above it"
+
+
+# -------------------------------------------------------------------------------- the package
+
+
+def test_every_package_folder_is_listed_in_setup_cfg():
+    listed = set(words(setup_cfg()["options"]["packages"]))
+    folders = {p.parent.relative_to(ROOT) for p in (ROOT / "ine").rglob("__init__.py")}
+    shipped = {"ine.shipped.recipes", "ine.shipped.embeddings"}
+    assert listed == {".".join(f.parts) for f in folders} | shipped
+
+
+def test_the_console_script_is_main():
+    import ine.cli
+
+    (script,) = entry_points(group="console_scripts", name="ine")
+    assert script.load() is ine.cli.main
+
+
+def shipped_files():
+    """Files that an installed ine has, by their place in it -> their place in the repository."""
+    places = {
+        "ine/shipped/recipes": "recipes",
+        "ine/shipped/embeddings": "embeddings",
+        "ine/models/mini": "ine/models/mini",
+        "ine/evaluation": "ine/evaluation",
+        "ine/cli": "ine/cli",
+    }
+    return {
+        f"{place}/{path.relative_to(ROOT / folder).as_posix()}": path
+        for place, folder in places.items()
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts and path.name != ".gitkeep"
+    }
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """Folder with ine as installed from its wheel, built from nothing but the known files."""
+    work = tmp_path_factory.mktemp("wheel")
+    source = work / "source"
+    source.mkdir()
+    skip = shutil.ignore_patterns("__pycache__")
+    for name in TOP_LEVEL - {"tests", "docs", ".ci"}:
+        path = ROOT / name
+        if path.is_dir():
+            shutil.copytree(path, source / name, ignore=skip)
+        else:
+            shutil.copy(path, source / name)
+    pip = ("-m", "pip", "--disable-pip-version-check", "-q")
+    build = ("wheel", "--no-deps", "--no-build-isolation", "-w", work, ".")
+    done = python(*pip, *map(str, build), cwd=source)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (wheel,) = work.glob("ine-*.whl")
+    target = work / "target"
+    done = python(*pip, "install", "--no-deps", "--target", str(target), str(wheel))
+    assert done.returncode == 0, done.stdout + done.stderr
+    return target
+
+
+def test_the_wheel_holds_every_shipped_file(installed):
+    expected = shipped_files()
+    assert {n.split("/")[1] for n in expected} == {"shipped", "models", "evaluation", "cli"}
+    for name, path in expected.items():
+        assert (installed / name).is_file(), name
+        assert (installed / name).read_bytes() == path.read_bytes(), name
+
+
+def test_the_wheel_holds_one_top_level_package(installed):
+    names = {p.name for p in installed.iterdir() if not p.name.endswith(".dist-info")}
+    assert names - {"bin"} == {"ine"}
+    assert not list(installed.glob("ine/**/tests"))
+
+
+def test_the_licence_travels_with_the_wheel(installed):
+    names = {p.name for p in installed.glob("ine-*.dist-info/**/*")}
+    assert {"LICENSE", "NOTICE"} <= names
+
+
+def run_installed(installed, folder, *args):
+    import os
+
+    # The installed copy must win over a checkout that is installed in editable mode.
+    return python(*args, cwd=folder, env={**os.environ, "PYTHONPATH": str(installed)})
+
+
+def test_an_installed_ine_finds_what_ships_with_it(installed, tmp_path):
+    done = run_installed(installed, tmp_path, "-m", "ine", "recipe", "list")
+    assert done.returncode == 0, done.stderr
+    from ine.recipe import list_recipes
+
+    assert [line.split()[0] for line in done.stdout.splitlines()] == list(list_recipes())
+    code = (
+        "from pathlib import Path\n"
+        "import ine\n"
+        "from ine.files import shipped\n"
+        "from ine.models.parts import MINI_FOLDER\n"
+        "home = Path(ine.__file__).parent\n"
+        f"assert home == Path({str(installed)!r}) / 'ine', home\n"
+        "for folder in (shipped('recipes'), shipped('embeddings'), MINI_FOLDER):\n"
+        "    assert folder.is_relative_to(home), folder\n"
+        "    assert folder.is_dir(), folder\n"
+        "assert (MINI_FOLDER / 'model_index.json').is_file()\n"
+        "assert (shipped('recipes') / 'mini' / 'world.yaml').is_file()\n"
+    )
+    done = run_installed(installed, tmp_path, "-c", code)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_checkout_finds_what_ships_with_it():
+    from ine.files import shipped
+
+    assert shipped("recipes") == ROOT / "recipes"
+    assert shipped("embeddings") == ROOT / "embeddings"
+    with pytest.raises(FileNotFoundError, match="shipped nonsense are missing"):
+        shipped("nonsense")
