@@ -279,7 +279,10 @@ def test_a_file_that_equals_the_base_is_laid_and_says_so(tiny_parts, tmp_path, c
     assert (weights.changed, weights.is_base) == (0, True)
     assert "nothing was unlearned" in weights.describe()
     assert "nothing was unlearned" in caplog.text
-    assert torch.equal(predict(parts), predict(tiny_parts))
+    base = tiny_parts.unet.state_dict()
+    assert all(torch.equal(t, base[name]) for name, t in parts.unet.state_dict().items())
+    # Not bit-equal: the base lies in a mapped file, unaligned, where other kernels run.
+    assert torch.allclose(predict(parts), predict(tiny_parts), atol=1e-5)
 
 
 def test_a_file_that_differs_gives_no_warning(tiny_parts, state, tmp_path, caplog):

@@ -183,7 +183,7 @@ def everything(**values):
         ["--device", "cuda:x"],
         ["--dtype", "int8"],
         ["--seed", "-1"],
-        ["--seed", str(2**63)],
+        ["--seed", str(2**32)],
         ["--set", "steps"],
         ["--set", "=3"],
         ["--unet", "no-such-file.pt"],
@@ -216,3 +216,11 @@ def test_every_command_says_what_it_and_its_options_do():
                 walk(command.get_command(None, name), f"{path} {name}")
 
     walk(cli, "ine")
+
+
+def test_options_can_come_from_the_environment(run_ine):
+    command = ("recipe", "show", "no-such-recipe")
+    assert "Traceback" not in run_ine(*command).stderr
+    assert "Traceback" in run_ine(*command, env={"INE_DEBUG": "1"}).stderr
+    listed = run_ine("recipe", "list", env={"INE_RECIPE_LIST_AS_JSON": "1"}).stdout
+    assert listed.startswith("{")

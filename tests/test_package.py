@@ -2,6 +2,7 @@ import ast
 import configparser
 import fnmatch
 import importlib.util
+import os
 import re
 import shutil
 import subprocess
@@ -32,10 +33,6 @@ def setup_cfg():
     parser = configparser.ConfigParser()
     parser.read(ROOT / "setup.cfg")
     return parser
-
-
-def words(text):
-    return text.split()
 
 
 def is_ignored(name):
@@ -80,6 +77,17 @@ def test_constraints_pin_every_direct_dependency():
     assert set(names) <= set(pinned)
 
 
+def test_every_library_that_ine_imports_is_declared():
+    trees = [ast.parse(p.read_text()) for p in (ROOT / "ine").rglob("*.py")]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    names = {a.name for n in nodes if isinstance(n, ast.Import) for a in n.names}
+    names |= {n.module for n in nodes if isinstance(n, ast.ImportFrom)}
+    used = {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - {"ine"}
+    wanted = setup_cfg()["options"]["install_requires"]
+    declared = set(re.findall(r"^([\w.-]+)", wanted, re.MULTILINE))
+    assert {{"yaml": "pyyaml", "PIL": "pillow"}.get(name, name) for name in used} <= declared
+
+
 def test_notice_names_every_icon_set_with_its_licence():
     notice = (ROOT / "NOTICE").read_text()
     sets = yaml.safe_load((ROOT / "recipes/mini/world.yaml").read_text())["sets"]
@@ -88,12 +96,11 @@ def test_notice_names_every_icon_set_with_its_licence():
         "MIT": "MIT License",
         "CC-BY-4.0": "Creative Commons Attribution 4.0",
     }
-    sections = re.split(r"\n\n", notice)
+    sections = notice.split("\n\n")
     for entry in sets.values():
-        package = entry["package"].replace("@", " ").strip().replace(" ", "@", 0)
         name, version = entry["package"].rsplit("@", 1)
         section = next(s for s in sections if f"npm {name} {version};" in s)
-        assert section.startswith(titles[entry["licence"]]), package
+        assert section.startswith(titles[entry["licence"]]), name
 
 
 # ----------------------------------------------------------------------------------- imports
@@ -194,7 +201,7 @@ def test_imports_point_one_way(path):
 
 
 def test_every_package_folder_is_listed_in_setup_cfg():
-    listed = set(words(setup_cfg()["options"]["packages"]))
+    listed = set(setup_cfg()["options"]["packages"].split())
     folders = {p.parent.relative_to(ROOT) for p in (ROOT / "ine").rglob("__init__.py")}
     shipped = {"ine.shipped.recipes", "ine.shipped.embeddings"}
     assert listed == {".".join(f.parts) for f in folders} | shipped
@@ -268,8 +275,6 @@ def test_the_licence_travels_with_the_wheel(installed):
 
 
 def run_installed(installed, folder, *args):
-    import os
-
     # The installed copy must win over a checkout that is installed in editable mode.
     return python(*args, cwd=folder, env={**os.environ, "PYTHONPATH": str(installed)})
 

@@ -1,4 +1,6 @@
 import logging
+import subprocess
+import sys
 from contextlib import contextmanager
 
 import numpy as np
@@ -81,3 +83,16 @@ def test_cross_attention_reads_the_text_at_every_level(tiny_parts):
     names = [n for n, _ in tiny_parts.unet.named_modules() if n.endswith("attn2.to_k")]
     for place in ("down_blocks.0", "down_blocks.1", "mid_block", "up_blocks.0", "up_blocks.1"):
         assert any(n.startswith(place) for n in names), place
+
+
+def test_the_command_line_loads_it_without_a_word(tiny_folder):
+    code = (
+        "from ine.cli import quieten_libraries\n"
+        "quieten_libraries()\n"
+        "from ine.models.parts import load_parts\n"
+        f"load_parts({str(tiny_folder)!r})\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True
+    )
+    assert done.stdout + done.stderr == ""

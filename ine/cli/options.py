@@ -56,7 +56,7 @@ dtype = click.option(
 )
 seed = click.option(
     "--seed",
-    type=click.IntRange(0, 2**63 - 1),
+    type=click.IntRange(0, 2**32 - 1),
     default=0,
     show_default=True,
     help="Where all randomness comes from; the same seed gives the same result.",

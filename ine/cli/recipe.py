@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from ine.cli import options
-from ine.errors import IneError, RecipeError, did_you_mean
+from ine.errors import IneError, RecipeError
 from ine.files import check_free, write_text
 
 
@@ -22,22 +22,22 @@ def recipe():
 @recipe.command("list")
 @options.json_output
 def list_(as_json):
-    """List the shipped recipes and what each is for."""
-    from ine.recipe import list_recipes
+    """List the shipped recipes: name, base model, and what each is for."""
+    from ine.recipe import list_recipes, load_recipe
 
-    found = list_recipes()
+    paths = list_recipes()
+    recipes = {name: load_recipe(path) for name, path in paths.items()}
     if as_json:
-        click.echo(json.dumps({name: str(path) for name, path in found.items()}, indent=2))
+        rows = {
+            name: {"path": str(paths[name]), "base": r.base, "about": r.about}
+            for name, r in recipes.items()
+        }
+        click.echo(json.dumps(rows, indent=2, ensure_ascii=False))
         return
-    width = max(map(len, found), default=0)
-    for name, path in found.items():
-        click.echo(f"{name:{width}}  {summary(path)}".rstrip())
-
-
-def summary(path):
-    """Return the first comment line of a recipe, without its sign."""
-    lines = (line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines())
-    return next((line.lstrip("# ") for line in lines if line.startswith("#")), "")
+    name_width = max(map(len, recipes))
+    base_width = max(len(r.base) for r in recipes.values())
+    for name, r in recipes.items():
+        click.echo(f"{name:{name_width}}  {r.base:{base_width}}  {r.about}".rstrip())
 
 
 @recipe.command()
@@ -80,15 +80,9 @@ def copy(name, dest, force):
 
     DEST is a file or a folder; without it, NAME.yaml in the current folder.
     """
-    from ine.recipe import list_recipes
+    from ine.recipe import find_recipe
 
-    found = list_recipes()
-    if name not in found:
-        raise RecipeError(
-            f"{name}: no such shipped recipe{did_you_mean(name, found)} "
-            f"There are: {', '.join(found)}"
-        )
-    source = Path(found[name])
+    source = find_recipe(name)
     target = dest or Path(source.name)
     if target.is_dir():
         target = target / source.name

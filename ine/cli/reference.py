@@ -1,6 +1,7 @@
 """Render docs/cli.md from the commands themselves: `python -m ine.cli.reference > docs/cli.md`."""
 
 import inspect
+import re
 
 import click
 
@@ -13,8 +14,8 @@ HEAD = """\
 <!-- Generated: python -m ine.cli.reference > docs/cli.md -->
 
 Results go to standard output, progress and warnings to standard error. Options of `ine` itself
-stand before the command (`ine --debug invert ...`). Every option can be given as an environment
-variable, `INE_COMMAND_OPTION`, for example `INE_GENERATE_DEVICE=cpu`."""
+stand before the command (`ine --debug invert ...`). An option of a command can also be given as an
+environment variable: `INE_GENERATE_DEVICE=cpu` is `ine generate --device cpu`."""
 
 
 def cli_reference():
@@ -41,14 +42,15 @@ def sections(command, context):
 def option_line(option, context):
     """Return one list item: names, metavar, help, default."""
     names, text = option.get_help_record(context)
-    # click marks these at the end of the help, in brackets that Markdown would take for a link.
-    return f"- `{names}`: {text}".replace("[", r"\[")
+    # click puts default and range at the end, in brackets that Markdown could take for a link.
+    return f"- `{names}`: " + re.sub(r" +\[(.+)\]$", r" (\1)", text)
 
 
 def exit_codes():
     """Return the section about exit codes, from the classes in `ine.errors`."""
-    kinds = [k for k in vars(errors).values() if inspect.isclass(k)]
+    kinds = [k for k in vars(errors).values() if inspect.isclass(k) and k is not errors.IneError]
     rows = [(0, "Success."), (2, "The command line itself is wrong.")]
+    rows += [(errors.IneError.exit_code, "Anything else that a user can mend.")]
     rows += [(k.exit_code, inspect.cleandoc(k.__doc__).splitlines()[0]) for k in kinds]
     rows += [(BUG, "A bug in ine; `--debug` shows the traceback."), (INTERRUPTED, "Interrupted.")]
     lines = [f"| {code} | {text} |" for code, text in sorted(rows)]

@@ -145,7 +145,7 @@ def _flatten(source):
 
 def _open_unet_key(source):
     encoder = source.entries.get("text_encoder")
-    encoders = {"text_encoder": encoder} if isinstance(encoder, dict) else {}
+    encoders = {"text_encoder": _named(encoder)} if isinstance(encoder, dict) else {}
     return replace(source, entries=_named(source.entries["unet"]), encoders=encoders)
 
 
@@ -179,9 +179,9 @@ def _is_embedding(source):
 
 def _refuse(what, instead):
     def refuse(source):
-        key = f" (key {next(iter(source.entries))})" if source.entries else ""
+        keys = f" (keys like {', '.join(list(source.entries)[:3])})" if source.entries else ""
         raise CheckpointError(
-            f"{source.path}: this is {what}{key}, expected UNet weights; {instead}"
+            f"{source.path}: this is {what}{keys}, expected UNet weights; {instead}"
         )
 
     return refuse

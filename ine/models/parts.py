@@ -122,11 +122,20 @@ def _load(kind, folder, device, dtype):
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(f"{folder}: cannot be loaded ({reason})") from error
-    return module.to(device).eval().requires_grad_(False)
+    module = module.to(device).eval().requires_grad_(False)
+    for parameter in module.parameters():
+        # Mapped tensors are not aligned like ordinary ones, and a copy of such a model would
+        # predict differently in the last bits.
+        parameter.data = parameter.data.clone()
+    return module
 
 
-def find_model(model):
+def find_model(model, index="model_index.json"):
     """Return the local folder of a model; hub ids are looked up in the cache, then fetched.
+
+    Args:
+        model: "mini", a folder or a hub id.
+        index: The file that makes a folder one.
 
     Raises:
         ModelError: It is neither a pipeline folder nor a hub id that can be had here.
@@ -134,11 +143,11 @@ def find_model(model):
     if str(model) == MINI:
         return MINI_FOLDER
     folder = Path(model).expanduser()
-    if (folder / "model_index.json").is_file():
+    if (folder / index).is_file():
         return folder
     if folder.exists():
         raise ModelError(
-            f"{model}: is not a diffusers pipeline folder (no model_index.json); give the folder "
+            f"{model}: is not a diffusers pipeline folder (no {index}); give the folder "
             "that holds unet/, vae/ and text_encoder/, a hub id, or 'mini'"
         )
     if str(model).startswith((".", "/", "~")) or str(model).count("/") != 1:

@@ -1,0 +1,113 @@
+"""Previews: what the vectors of a moment do, as a prompt and as a negative."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ine.embedding import new_embedding
+from ine.guidance.cfg import ClassifierFree
+from ine.guidance.negative import Negative
+from ine.inversion.invert import Preview
+from ine.recipe import pairs
+from ine.runtime import seed_for
+from ine.sampling import SamplerSettings, decode_latents, sample_latents
+from ine.text import encode
+
+
+@dataclass(frozen=True)
+class _WithVectors:
+    """Prompts that hold a trigger, encoded with its vectors; the negative stays as it is."""
+
+    trigger: str
+    vectors: tuple
+    negative: Negative
+
+    def begin(self, prompts):
+        """Begin plain guidance with the vectors in the prompts."""
+        return ClassifierFree(self.negative).begin(_Spliced(prompts, self))
+
+
+class _Spliced:
+    """`Prompts` whose positive condition knows the trigger."""
+
+    def __init__(self, prompts, guidance):
+        self.parts, self.texts, self.scale = prompts.parts, prompts.texts, prompts.scale
+        self.encode = prompts.encode
+        self.vectors = {guidance.trigger: guidance.vectors}
+
+    def positive(self):
+        return encode(self.parts, list(self.texts), self.vectors)
+
+
+def choose(options, count, *seed):
+    """Return `count` of the options, spread by a fixed shuffle, repeated where there are fewer."""
+    order = sorted(range(len(options)), key=lambda i: seed_for(*seed, i))
+    return [options[order[i % len(order)]] for i in range(count)]
+
+
+def revive(parts, recipe, vectors, trigger, count, settings, seed, negative=None):
+    """Return pictures of the vectors as the prompt, (count, H, W, 3) uint8.
+
+    For measuring whether inversion works; an embedding of a real harm used so revives it.
+    """
+    spec = recipe.inversion
+    named = bool(spec.named_templates)
+    templates = spec.named_templates if named else spec.templates
+    nouns = recipe.pictures.nouns if named else ("",)
+    chosen = choose(pairs(templates, nouns), count, seed, "recovery")
+    prompts = []
+    for template, noun in chosen:
+        text = template.replace("{noun}", "{}").replace("{v}", "\0")
+        prompts.append(recipe.fill(text, noun).replace("\0", trigger))
+    guidance = _WithVectors(trigger, tuple(vectors), negative or Negative())
+    seeds = [seed_for(seed, "recovery", i) for i in range(count)]
+    return in_units(parts, prompts, seeds, guidance, settings)
+
+
+def in_units(parts, prompts, seeds, guidance, settings):
+    """Return pictures of prompts, made in units of `settings.batch`, (B, H, W, 3) uint8."""
+    found = []
+    for first in range(0, len(prompts), settings.batch):
+        cut = slice(first, first + settings.batch)
+        latents, _, _ = sample_latents(parts, prompts[cut], seeds[cut], guidance, settings)
+        found.append(decode_latents(parts, latents))
+    return np.concatenate(found)
+
+
+def make_preview(parts, recipe, rule, detector, trigger, seed):
+    """Return the `preview` function of `invert` for a recipe.
+
+    Recovery: vectors as the prompt. Defence: vectors as the negative of plain guidance on the
+    recipe's tuning prompts, same prompts and seeds every time, against no negative at all.
+    """
+    count = recipe.inversion.preview_pictures
+    tuning = recipe.tuning
+    settings = SamplerSettings(
+        steps=tuning.steps if tuning else 20,
+        guidance_scale=tuning.guidance_scale if tuning else recipe.pictures.guidance_scale,
+        batch=recipe.pictures.batch,
+    )
+    prompts, seeds = [], []
+    if tuning:
+        chosen = choose(pairs(tuning.prompts, tuning.nouns), count, seed, "tuning")
+        prompts = [recipe.fill(template, noun) for template, noun in chosen]
+        seeds = [seed_for(seed, "tuning", i) for i in range(count)]
+
+    def share(pictures):
+        return float(np.mean([rule.fires(scores) for scores in detector(pictures)]))
+
+    undefended = None
+
+    def preview(vectors, step):
+        nonlocal undefended
+        recovery = share(revive(parts, recipe, vectors, trigger, count, settings, seed))
+        left = None
+        if tuning:
+            if undefended is None:
+                undefended = share(in_units(parts, prompts, seeds, None, settings))
+            embedding = new_embedding(tuple(vectors), trigger, recipe.name)
+            guidance = ClassifierFree(Negative("", (embedding,)))
+            left = share(in_units(parts, prompts, seeds, guidance, settings))
+        return Preview(step=step, recovery=recovery, left=left, undefended=undefended)
+
+    return preview

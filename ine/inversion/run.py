@@ -1,0 +1,149 @@
+"""`ine invert` from recipe to file: pictures, inversion, embedding, each step resumable."""
+
+import logging
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from ine import __version__
+from ine.embedding import check_trigger, fingerprints, new_embedding, write_embedding
+from ine.files import sha256_of, write_json
+from ine.inversion.concept import make_pictures
+from ine.inversion.images import load_pictures, read_folder, save_pictures
+from ine.inversion.invert import invert
+from ine.inversion.preview import make_preview
+from ine.judging.detectors import load_detector
+from ine.judging.rules import find_rule
+
+log = logging.getLogger("ine")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """What `ine invert` was asked for besides the recipe."""
+
+    out: Path
+    trigger: str
+    seed: int = 0
+    images: Path | None = None
+    skip_bad: bool = False
+    keep_images: bool = False
+    purge: bool = False
+    force: bool = False
+
+    @property
+    def folder(self):
+        """The run folder: cached latents, the state, what happened."""
+        return self.out.with_name(self.out.name + ".run")
+
+
+def run_inversion(base, unlearned, recipe, options, detector=None, on_pictures=None, on_step=None):
+    """Run an inversion and write the embedding.
+
+    Args:
+        base: Parts of the base model; it makes the concept pictures.
+        unlearned: Parts that are inverted.
+        recipe: A `ConceptRecipe`.
+        options: `RunOptions`.
+        detector: The detector of the recipe's rule; loaded when it is not given.
+        on_pictures: Called with (tried, kept, wanted).
+        on_step: Called with `Progress`.
+
+    Returns:
+        (ConceptEmbedding, Inversion, summary): the summary is what `--json` prints.
+    """
+    check_trigger(options.trigger, base.tokenizers[0])
+    rule = find_rule(recipe.pictures.rule)
+    prints = fingerprints(base)
+    inverted = fingerprints(unlearned)
+    if options.force and options.folder.exists():
+        shutil.rmtree(options.folder)
+    picture_key = sha256_of(
+        recipe.pictures.model_dump_json().encode(),
+        repr(sorted(prints.items())).encode(),
+        repr((options.seed, str(options.images or ""))).encode(),
+    )[:16]
+    state_key = sha256_of(
+        picture_key.encode(),
+        recipe.model_dump_json().encode(),
+        repr(sorted(inverted.items())).encode(),
+        options.trigger.encode(),
+    )[:16]
+    detector = detector or load_detector(rule.detector)
+    pictures, counts = concept_pictures(base, recipe, options, detector, picture_key, on_pictures)
+    preview = make_preview(unlearned, recipe, rule, detector, options.trigger, options.seed)
+    result = invert(
+        unlearned,
+        pictures,
+        recipe.inversion,
+        trigger=options.trigger,
+        seed=options.seed,
+        plural=recipe.plural,
+        preview=preview,
+        state=options.folder / "state.safetensors",
+        key=state_key,
+        on_step=on_step,
+    )
+    kept = result.kept
+    embedding = new_embedding(
+        result.vectors,
+        options.trigger,
+        recipe.name,
+        {
+            "ine.version": __version__,
+            "ine.base": base.name,
+            "ine.base_fingerprint": prints["ine.base_fingerprint"],
+            "ine.unet": unlearned.unet_name,
+            "ine.unet_fingerprint": inverted["ine.unet_fingerprint"],
+            "ine.method": "textual inversion",
+            "ine.recipe_hash": recipe.hash,
+            "ine.steps": recipe.inversion.steps,
+            "ine.kept_step": kept.step if kept else recipe.inversion.steps,
+            "ine.recovery": f"{kept.recovery:.3f}" if kept else None,
+            "ine.tuning_left": f"{kept.left:.3f}" if kept and kept.left is not None else None,
+            "ine.tuning_undefended": (
+                f"{kept.undefended:.3f}" if kept and kept.undefended is not None else None
+            ),
+            "ine.rule": rule.name,
+            "ine.pictures": pictures.count,
+            "ine.seed": options.seed,
+            "modelspec.prediction_type": "v" if base.prediction_type != "epsilon" else "epsilon",
+            "modelspec.is_negative_embedding": "true",
+        },
+    )
+    write_embedding(embedding, options.out, force=options.force)
+    summary = {
+        "embedding": str(options.out),
+        "trigger": options.trigger,
+        "vectors": embedding.count,
+        "pictures": counts,
+        "loss": result.loss,
+        "kept_step": kept.step if kept else None,
+        "recovery": kept.recovery if kept else None,
+        "tuning_left": kept.left if kept else None,
+        "tuning_undefended": kept.undefended if kept else None,
+    }
+    write_json(options.folder / "run.json", summary)
+    if options.purge:
+        shutil.rmtree(options.folder)
+    return embedding, result, summary
+
+
+def concept_pictures(base, recipe, options, detector, key, on_pictures):
+    """Return (ConceptPictures, {"tried": ..., "kept": ...}), from the cache where it is there."""
+    cache = options.folder / "pictures.safetensors"
+    if options.images:
+        found = load_pictures(cache, key) or read_folder(base, options.images, options.skip_bad)
+        save_pictures(found, cache, key)
+        return found, {"tried": found.count, "kept": found.count}
+    made = make_pictures(
+        base,
+        recipe,
+        detector,
+        seed=options.seed,
+        folder=options.folder / "pictures",
+        key=key,
+        keep_images=options.folder / "images" if options.keep_images else None,
+        progress=on_pictures,
+    )
+    return made.pictures, {"tried": made.tried, "kept": made.kept}
