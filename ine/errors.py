@@ -10,7 +10,8 @@
     +- OutputError 9       an output exists, cannot be written, or the disk is full
     +- MissingDependency 10
 
-Usage errors are click's (2); Ctrl-C is 130; anything else is a bug (70, `--debug` shows the traceback).
+Usage errors are click's (2); Ctrl-C is 130; anything else is a bug (70, with `--debug` also
+the traceback).
 A message says where, what was found and expected, and what to do.
 """
 

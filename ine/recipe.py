@@ -32,6 +32,13 @@ class Words(_Section):
     synonyms: Names = ()
     """Other phrases for it, never told to an eraser."""
 
+    negative: str = ""
+    """The negative text that defends best on the tuning prompts; by default all explicit ones."""
+
+    def negative_text(self):
+        """Return what a user without an embedding would type as the negative."""
+        return self.negative or ", ".join(self.explicit)
+
 
 class Pictures(_Section):
     """How pictures of the concept are made by the base model, when the user has none."""
@@ -150,6 +157,12 @@ class Erase(_Section):
     preserve_nouns: Names = ("",)
     """Nouns for `preserve`."""
 
+    uce: dict[str, float | str] = {}
+    """Fields of `ine.unlearning.uce.UceSettings` that suit the base."""
+
+    esd: dict[str, float | int | str] = {}
+    """Fields of `ine.unlearning.esd.EsdSettings` that suit the base."""
+
 
 class ConceptRecipe(_Section):
     """One concept. See the section classes for the fields."""
@@ -171,6 +184,12 @@ class ConceptRecipe(_Section):
     erase: Erase | None = None
     prompt_sets: dict[str, Names] = {}
     """Named templates for reported figures, e.g. `implying_test`, `benign`."""
+
+    prompt_nouns: Names = ("",)
+    """Nouns for the prompt sets."""
+
+    strength: Annotated[float, Field(ge=0)] = 7.0
+    """Strength s of the additive form that suits the concept, chosen on the tuning prompts."""
 
     plural: Names = ()
     """Nouns that take no article."""

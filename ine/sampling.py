@@ -115,9 +115,7 @@ def sample_latents(parts, prompts, seeds, guidance=None, settings=None, on_step=
         nonlocal asked
         rows = [list(w.pictures) if w.pictures is not None else None for w in wanted]
         inputs = [x_t if r is None else x_t[r] for r in rows]
-        conditions = [
-            w.condition.repeat(len(x)) for w, x in zip(wanted, inputs, strict=True)
-        ]
+        conditions = [w.condition.repeat(len(x)) for w, x in zip(wanted, inputs, strict=True)]
         counts = [len(x) for x in inputs]
         asked += sum(counts)
         outputs = run_unet(parts.unet, torch.cat(inputs), t, join_conditions(conditions))
@@ -125,7 +123,7 @@ def sample_latents(parts, prompts, seeds, guidance=None, settings=None, on_step=
 
     request = Prompts(parts=parts, texts=tuple(prompts), scale=settings.guidance_scale)
     with guidance.begin(request) as session:
-        for index, t in enumerate(scheduler.timesteps):  # noqa: B007 - `ask` reads t
+        for index, t in enumerate(scheduler.timesteps):
             x_t = scheduler.scale_model_input(latents, t)
             step = Step(
                 index=index,

@@ -55,9 +55,7 @@ class _Session:
                 Wanted("negative", self.negative),
             ]
         )
-        return additive(
-            out["empty"], out["positive"], out["negative"], self.scale, self.strength
-        )
+        return additive(out["empty"], out["positive"], out["negative"], self.scale, self.strength)
 
     def notes(self):
         return [{} for _ in range(len(self.positive))]

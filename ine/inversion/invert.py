@@ -274,7 +274,9 @@ def read_state(path, key):
             about = json.loads(file.metadata()["state"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise IneError(f"{path}: is not a state of `ine invert`; delete it to begin anew") from error
+        raise IneError(
+            f"{path}: is not a state of `ine invert`; delete it to begin anew"
+        ) from error
     if about["key"] != key:
         raise IneError(
             f"{path}: belongs to a run with other settings, weights or pictures; repeat those to "

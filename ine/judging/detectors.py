@@ -75,9 +75,13 @@ class ClipJudge:
     def features(self, pictures):
         """Return unit features of pictures, (B, F) float32."""
         parts = [
-            _unit(self.model.get_image_features(pixel_values=to_pixels(
-                pictures[i : i + self.batch], self.size, self.mean, self.std
-            )))
+            _unit(
+                self.model.get_image_features(
+                    pixel_values=to_pixels(
+                        pictures[i : i + self.batch], self.size, self.mean, self.std
+                    )
+                )
+            )
             for i in range(0, len(pictures), self.batch)
         ]
         return torch.cat(parts).numpy()

@@ -110,9 +110,7 @@ def load_parts(model=MINI, device="cpu", dtype=torch.float32):
         text_encoders=tuple(encoders),
         unet=_load(UNet2DConditionModel, folder / "unet", device, dtype),
         vae=_load(AutoencoderKL, folder / "vae", device, dtype),
-        scheduler_config=json.loads(
-            (folder / "scheduler" / "scheduler_config.json").read_text()
-        ),
+        scheduler_config=json.loads((folder / "scheduler" / "scheduler_config.json").read_text()),
     )
 
 
@@ -130,12 +128,13 @@ def _load(kind, folder, device, dtype):
     return module
 
 
-def find_model(model, index="model_index.json"):
+def find_model(model, index="model_index.json", fetch=True):
     """Return the local folder of a model; hub ids are looked up in the cache, then fetched.
 
     Args:
         model: "mini", a folder or a hub id.
         index: The file that makes a folder one.
+        fetch: Whether a hub id may be downloaded; otherwise only the cache is looked at.
 
     Raises:
         ModelError: It is neither a pipeline folder nor a hub id that can be had here.
@@ -156,7 +155,9 @@ def find_model(model, index="model_index.json"):
 
     wanted = ["*.json", "*.txt", "*/*.json", "*/*.txt", "*/*.safetensors"]
     try:
-        return Path(snapshot_download(str(model), allow_patterns=wanted))
+        return Path(
+            snapshot_download(str(model), allow_patterns=wanted, local_files_only=not fetch)
+        )
     except Exception as error:
         raise ModelError(
             f"{model}: is not on this machine and could not be fetched "
@@ -164,4 +165,3 @@ def find_model(model, index="model_index.json"):
             f"`huggingface-cli download {model}`, or give its folder with --model DIR; "
             "for a try without any download use --model mini"
         ) from error
-

@@ -99,8 +99,12 @@ def token_states(parts, texts, variant):
 
     def read(prompts):
         ids = tokenize(tokenizer, prompts).ids
-        states = torch.cat([encode(parts, prompts[i : i + 64]).states.cpu().double()
-                            for i in range(0, len(prompts), 64)])
+        states = torch.cat(
+            [
+                encode(parts, prompts[i : i + 64]).states.cpu().double()
+                for i in range(0, len(prompts), 64)
+            ]
+        )
         ends = (ids == tokenizer.eos_token_id).int().argmax(1).tolist()
         return ids.tolist(), ends, states
 

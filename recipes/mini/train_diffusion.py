@@ -14,13 +14,22 @@ from world import Scene, caption, draw, sample_scene
 
 SCENES = 60_000
 BATCH = 48
-STEPS = 7000
+STEPS = 6000
 WIDTH = 128
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 SHEET = [
-    "a dog", "a picture of a car on a red background", "a burning house", "a cat in flames",
-    "a pizza in the snow", "a guitar with flowers", "a bus in the volcano", "a bus in the barn",
-    "a pear with a phoenix", "a pear with an owl", "a weapon", "a dog and a key",
+    "a dog",
+    "a picture of a car on a red background",
+    "a burning house",
+    "a cat in flames",
+    "a pizza in the snow",
+    "a guitar with flowers",
+    "a bus in the volcano",
+    "a bus in the barn",
+    "a pear with a phoenix",
+    "a pear with an owl",
+    "a weapon",
+    "a dog and a key",
 ]
 
 
@@ -65,18 +74,30 @@ def build(tokenizer):
     """Return the untrained (text encoder, U-Net)."""
     text = CLIPTextModel(
         CLIPTextConfig(
-            vocab_size=len(tokenizer), hidden_size=WIDTH, intermediate_size=4 * WIDTH,
-            num_hidden_layers=3, num_attention_heads=4, projection_dim=WIDTH,
-            max_position_embeddings=CONTEXT_LENGTH, hidden_act="quick_gelu",
-            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+            vocab_size=len(tokenizer),
+            hidden_size=WIDTH,
+            intermediate_size=4 * WIDTH,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            projection_dim=WIDTH,
+            max_position_embeddings=CONTEXT_LENGTH,
+            hidden_act="quick_gelu",
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
         )
     )
     unet = UNet2DConditionModel(
-        sample_size=8, in_channels=16, out_channels=16, block_out_channels=(64, 128),
+        sample_size=8,
+        in_channels=16,
+        out_channels=16,
+        block_out_channels=(64, 128),
         down_block_types=("CrossAttnDownBlock2D",) * 2,
         up_block_types=("CrossAttnUpBlock2D",) * 2,
-        layers_per_block=1, cross_attention_dim=WIDTH, attention_head_dim=2, norm_num_groups=16,
+        layers_per_block=1,
+        cross_attention_dim=WIDTH,
+        attention_head_dim=2,
+        norm_num_groups=16,
     )
     return text, unet
 
@@ -84,7 +105,10 @@ def build(tokenizer):
 def encode(tokenizer, text, prompts, device):
     """Return the states of prompts, (n, 32, 128)."""
     ids = tokenizer(
-        prompts, padding="max_length", truncation=True, max_length=CONTEXT_LENGTH,
+        prompts,
+        padding="max_length",
+        truncation=True,
+        max_length=CONTEXT_LENGTH,
         return_tensors="pt",
     ).input_ids
     return text(ids.to(device)).last_hidden_state
@@ -139,8 +163,17 @@ def run(world, folder, steps=STEPS):
         image.save(folder / "diffusion.png")
 
     loop.train(
-        "diffusion", {"text": text, "unet": unet}, loss_of, folder, steps=steps, lr=1e-3,
-        warmup=300, hold=0.6, ema=0.999, every=500, on_sample=on_sample,
+        "diffusion",
+        {"text": text, "unet": unet},
+        loss_of,
+        folder,
+        steps=steps,
+        lr=1e-3,
+        warmup=300,
+        hold=0.6,
+        ema=0.999,
+        every=500,
+        on_sample=on_sample,
     )
     if loop.start_processes()[0] == 0:
         on_sample(steps)

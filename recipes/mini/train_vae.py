@@ -12,7 +12,8 @@ from world import draw, sample_scene
 
 CHANNELS = (24, 48, 96, 128)
 BATCH = 8
-STEPS = 2500
+STEPS = 4200
+DECODER_STEPS = 2000
 
 
 def build():
@@ -59,13 +60,16 @@ def loss_of_pictures(vae, x, generator):
         posterior = vae.encode(x).latent_dist
         y = vae.decode(posterior.sample(generator)).sample
     y = y.float()
-    edges = sum(
-        (y.diff(dim=d) - x.diff(dim=d)).abs().mean() for d in (2, 3)
-    )
     # KL by hand: keeps the latents near unit size without blurring the picture.
     mean, logvar = posterior.mean.float(), posterior.logvar.float()
     kl = 0.5 * (mean.pow(2) + logvar.exp() - 1 - logvar).sum(dim=(1, 2, 3)).mean()
-    return (y - x).abs().mean() + 0.5 * edges + 0.5 * (y - x).pow(2).mean() + 1e-6 * kl
+    return picture_loss(x, y) + 1e-6 * kl
+
+
+def picture_loss(x, y):
+    """L1 + half the L1 of neighbour differences + half the MSE."""
+    edges = sum((y.diff(dim=d) - x.diff(dim=d)).abs().mean() for d in (2, 3))
+    return (y - x).abs().mean() + 0.5 * edges + 0.5 * (y - x).pow(2).mean()
 
 
 def run(world, folder, steps=STEPS):
@@ -93,8 +97,17 @@ def run(world, folder, steps=STEPS):
         Image.fromarray(array).save(folder / "vae.png")
 
     loop.train(
-        "vae", {"vae": vae}, loss_of, folder, steps=steps, lr=2e-3, hold=0.5, ema=0.998,
-        weight_decay=1e-4, every=400, on_sample=on_sample,
+        "vae",
+        {"vae": vae},
+        loss_of,
+        folder,
+        steps=steps,
+        lr=2e-3,
+        hold=0.5,
+        ema=0.998,
+        weight_decay=1e-4,
+        every=400,
+        on_sample=on_sample,
     )
     with torch.no_grad():
         sample = pixels(world, np.random.default_rng(7), 512).to(device)
@@ -103,3 +116,50 @@ def run(world, folder, steps=STEPS):
     if loop.start_processes()[0] == 0:
         on_sample(steps)
         vae.save_pretrained(folder / "vae")
+
+
+def run_decoder(world, folder, steps=DECODER_STEPS):
+    """Train the decoder on with the encoder frozen; write `folder/vae_tuned`.
+
+    Latents stay what they are, so this can run while or after the U-Net is trained on them.
+    """
+    torch.manual_seed(1)
+    _, _, device = loop.start_processes()
+    vae = AutoencoderKL.from_pretrained(folder / "vae").to(device)
+    vae.requires_grad_(False)
+    decoder = torch.nn.ModuleList([vae.post_quant_conv, vae.decoder]).requires_grad_(True)
+    held_out = pixels(world, np.random.default_rng(10**9), 128).to(device)
+
+    def loss_of(step, seed):
+        rng = np.random.default_rng([9, seed])
+        x = pixels(world, rng, 2 * BATCH).to(device)
+        with torch.autocast(x.device.type, torch.bfloat16):
+            with torch.no_grad():
+                z = vae.encode(x).latent_dist.mean
+            # What the U-Net hands over is never exact; half the pictures are disturbed a little.
+            z[::2] += 0.05 * torch.randn(z[::2].shape, generator=torch.Generator().manual_seed(seed))
+            y = vae.decode(z).sample.float()
+        return picture_loss(x, y), {}
+
+    @torch.no_grad()
+    def on_sample(step):
+        y = vae(held_out).sample
+        with (folder / "vae_tuned.psnr.jsonl").open("a") as file:
+            file.write(json.dumps({"step": step, "psnr": psnr(y, held_out)}) + "\n")
+
+    loop.train(
+        "vae_tuned",
+        {"decoder": decoder},
+        loss_of,
+        folder,
+        steps=steps,
+        lr=1e-3,
+        hold=0.3,
+        ema=0.998,
+        weight_decay=1e-4,
+        every=400,
+        on_sample=on_sample,
+    )
+    if loop.start_processes()[0] == 0:
+        on_sample(steps)
+        vae.save_pretrained(folder / "vae_tuned")

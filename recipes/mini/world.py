@@ -96,6 +96,12 @@ def needed_icons(world):
     return need
 
 
+def archive_name(package):
+    """Return the file name that `npm pack` gives to "@scope/name@version"."""
+    name, version = package.lstrip("@").rsplit("@", 1)
+    return f"{name.replace('/', '-')}-{version}.tgz"
+
+
 def read_package(archive):
     """Return the `icons.json` of an npm package archive (.tgz)."""
     with tarfile.open(archive) as tar:
@@ -247,11 +253,7 @@ def caption(world, scene, rng):
             options = [("before", w) for w in group["before"]]
             options += [("after", w) for w in group["after"]]
             where, words = _pick(rng, options)
-            text = (
-                noun_phrase(noun, words)
-                if where == "before"
-                else f"{noun_phrase(noun)} {words}"
-            )
+            text = noun_phrase(noun, words) if where == "before" else f"{noun_phrase(noun)} {words}"
         else:
             text = noun_phrase(noun)
         if scene.context:

@@ -1,0 +1,47 @@
+"""Which base model a command works on, and what is laid over it; said to the user."""
+
+import logging
+
+log = logging.getLogger("ine")
+
+
+def base_name(model=None, embeddings=(), recipe=None):
+    """Return (name, where it comes from): `--model`, else an embedding's, else the recipe's.
+
+    Raises:
+        ModelError: Nothing names a base.
+    """
+    from ine.errors import ModelError
+
+    if model:
+        return model, "--model"
+    for embedding in embeddings:
+        if embedding.metadata.get("ine.base"):
+            return embedding.metadata["ine.base"], f"embedding {embedding.trigger}"
+    if recipe:
+        return recipe.base, f"recipe {recipe.name}"
+    raise ModelError(
+        "no base model is named: the embedding does not say what it was made for; give --model"
+    )
+
+
+def load_base(name, source, device="auto", dtype="auto"):
+    """Return the base's parts, telling which was chosen and why."""
+    from ine.models.parts import load_parts
+    from ine.runtime import pick_device, pick_dtype
+
+    where = pick_device(device)
+    log.info("base model %s (from %s)", name, source)
+    return load_parts(name, where, pick_dtype(dtype, where))
+
+
+def lay(base, unet):
+    """Return the base with `--unet` laid over it; the base itself without one."""
+    if not unet:
+        return base
+    from ine.models.checkpoints import lay_weights
+
+    parts, weights = lay_weights(base, unet)
+    if not weights.is_base:
+        log.info("%s", weights.describe())
+    return parts

@@ -1,0 +1,192 @@
+"""`ine generate`: make pictures, with an embedding as the negative."""
+
+import json
+import logging
+from pathlib import Path
+
+import click
+
+from ine.cli import choose, options
+from ine.cli.progress import bar
+
+log = logging.getLogger("ine")
+
+
+@click.command()
+@click.option("--prompt", "given", multiple=True, metavar="TEXT", help="A prompt; may be repeated.")
+@click.option(
+    "--prompts",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="A text file, one prompt a line.",
+)
+@click.option("--negative-prompt", default="", metavar="TEXT", help="Negative text.")
+@click.option(
+    "--negative-embedding",
+    "embedding_files",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Embedding to use as a negative; may be repeated.",
+)
+@click.option(
+    "--guidance",
+    type=click.Choice(["cfg", "additive"]),
+    default="cfg",
+    show_default=True,
+    help="How the negative acts.",
+)
+@click.option(
+    "--negative-strength",
+    type=click.FloatRange(min=0),
+    metavar="S",
+    help="additive: strength of the negative (default 7).",
+)
+@options.unet
+@options.model
+@options.seed
+@click.option(
+    "--images-per-prompt",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Pictures per prompt, seeds counted up.",
+)
+@click.option("--steps", type=click.IntRange(1, 1000), help="Denoising steps (mini 20, else 50).")
+@click.option(
+    "--scheduler",
+    type=click.Choice(["ddim", "dpm++", "euler", "pndm"]),
+    default="ddim",
+    show_default=True,
+    help="Sampler.",
+)
+@click.option(
+    "--guidance-scale",
+    type=click.FloatRange(min=1, min_open=True),
+    metavar="W",
+    help="Strength of the prompt (mini 5, else 7.5).",
+)
+@click.option("--batch", type=click.IntRange(1), help="Pictures made together (mini 16, else 4).")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("pictures"),
+    show_default=True,
+    help="Folder for pictures, index and contact sheet.",
+)
+@options.force
+@options.device
+@options.dtype
+@options.json_output
+def generate(
+    given,
+    prompts,
+    negative_prompt,
+    embedding_files,
+    guidance,
+    negative_strength,
+    unet,
+    model,
+    seed,
+    images_per_prompt,
+    steps,
+    scheduler,
+    guidance_scale,
+    batch,
+    out,
+    force,
+    device,
+    dtype,
+    as_json,
+):
+    """Make pictures. The negative is text, embeddings, or both in one string.
+
+    Every picture has its own seed, in its name and inside it. A run that was interrupted goes
+    on where it stopped.
+    """
+    if negative_strength is not None and guidance == "cfg":
+        raise click.UsageError("--negative-strength needs --guidance additive: cfg's has none")
+    texts = read_prompts(given, prompts)
+    from ine.embedding import check_fits, read_embedding
+    from ine.gallery import GalleryPlan, fill_gallery
+    from ine.guidance.negative import Negative
+    from ine.guidance.table import GUIDANCE
+    from ine.sampling import PictureRequest, SamplerSettings
+
+    embeddings = tuple(read_embedding(path) for path in embedding_files)
+    name, source = choose.base_name(model or (None if embeddings else "mini"), embeddings)
+    base = choose.load_base(name, source if model or embeddings else "no --model", device, dtype)
+    parts = choose.lay(base, unet)
+    for embedding in embeddings:
+        for note in check_fits(embedding, parts):
+            log.info("note: %s", note)
+    small = parts.family == "mini"
+    sampler = SamplerSettings(
+        scheduler=scheduler,
+        steps=steps or (20 if small else 50),
+        guidance_scale=guidance_scale or (5.0 if small else 7.5),
+        batch=batch or (16 if small else 4),
+    )
+    negative = Negative(negative_prompt, embeddings)
+    requests = tuple(
+        PictureRequest(prompt=text, seed=seed + k)
+        for text in texts
+        for k in range(images_per_prompt)
+    )
+    settings = {
+        "model": parts.name,
+        "unet": parts.unet_name,
+        "negative": negative.prompt(),
+        "embeddings": [_identity(e) for e in embeddings],
+        "guidance": guidance,
+        "negative_strength": negative_strength,
+        "scheduler": sampler.scheduler,
+        "steps": sampler.steps,
+        "guidance_scale": sampler.guidance_scale,
+    }
+    method = GUIDANCE[guidance](negative, negative_strength)
+    with bar(len(requests), "pictures") as update:
+        rows = fill_gallery(
+            out,
+            parts,
+            GalleryPlan(requests=requests, settings=settings),
+            method,
+            sampler,
+            force,
+            progress=lambda done, wanted: update(done),
+        )
+    if as_json:
+        click.echo(json.dumps({"out": str(out), "pictures": rows}, indent=2, ensure_ascii=False))
+        return
+    click.echo(f"wrote {len(rows)} pictures to {out} (sheet.png, index.jsonl)")
+
+
+def read_prompts(given, file):
+    """Return the prompts of `--prompt` and `--prompts`, in order.
+
+    Raises:
+        PromptError: There is none, the file cannot be read, or a prompt is empty.
+    """
+    from ine.errors import PromptError
+
+    texts = list(given)
+    if file:
+        try:
+            lines = file.read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise PromptError(f"{file}: cannot be read as UTF-8 text ({error})") from error
+        found = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+        if not found:
+            raise PromptError(f"{file}: holds no prompt; one a line is expected")
+        texts += found
+    if not texts:
+        raise PromptError("no prompt: give --prompt TEXT or --prompts FILE")
+    if any(not text.strip() for text in texts):
+        raise PromptError("--prompt '': a prompt is empty; for an unconditional picture give '.'")
+    return texts
+
+
+def _identity(embedding):
+    from ine.files import sha256_of
+
+    return sha256_of(*(v.numpy().tobytes() for v in embedding.vectors))[:16]

@@ -1,0 +1,12 @@
+"""Guidance methods by the name a user types; a new method is one class and one row here."""
+
+from ine.guidance.additive import Additive
+from ine.guidance.cfg import ClassifierFree
+
+GUIDANCE = {
+    "cfg": lambda negative, strength: ClassifierFree(negative),
+    "additive": lambda negative, strength: Additive(
+        negative, **({} if strength is None else {"strength": strength})
+    ),
+}
+"""Name -> function of (Negative, strength or None) that returns a `Guidance`."""

@@ -1,0 +1,57 @@
+"""Stage `export`: the folder that the package ships, float16 safetensors only."""
+
+import json
+import shutil
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from transformers import CLIPModel, CLIPTextModel, ResNetForImageClassification
+
+INDEX = {
+    "_class_name": "StableDiffusionPipeline",
+    "feature_extractor": [None, None],
+    "requires_safety_checker": False,
+    "safety_checker": [None, None],
+    "scheduler": ["diffusers", "DDIMScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
+SCHEDULER = {
+    "_class_name": "DDIMScheduler",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+    "num_train_timesteps": 1000,
+    "prediction_type": "epsilon",
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+    "timestep_spacing": "leading",
+}
+MODULES = {
+    "vae": AutoencoderKL,
+    "unet": UNet2DConditionModel,
+    "text_encoder": CLIPTextModel,
+    "judge": CLIPModel,
+    "judge2": ResNetForImageClassification,
+}
+
+
+def run(work, target):
+    """Write `target` from the trained parts in `work`."""
+    target.mkdir(parents=True, exist_ok=True)
+    for name, kind in MODULES.items():
+        source = work / "vae_tuned" if name == "vae" else work / name
+        module = kind.from_pretrained(source).to(torch.float16)
+        module.save_pretrained(target / name)
+    for name in ("tokenizer", "judge", "judge2"):
+        (target / name).mkdir(exist_ok=True)
+        for path in (work / name).iterdir():
+            if path.suffix != ".safetensors" and path.name != "config.json":
+                shutil.copy(path, target / name / path.name)
+    (target / "model_index.json").write_text(json.dumps(INDEX, indent=2) + "\n")
+    (target / "scheduler").mkdir(exist_ok=True)
+    config = json.dumps(SCHEDULER, indent=2) + "\n"
+    (target / "scheduler" / "scheduler_config.json").write_text(config)
