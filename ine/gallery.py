@@ -1,13 +1,19 @@
 """A folder of generated pictures: PNGs that carry their settings, an index, a contact sheet."""
 
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 from ine.errors import OutputError
 from ine.files import write_text
-from ine.pictures import contact_sheet, read_picture, write_png
+from ine.judging.detectors import load_detector
+from ine.judging.rules import find_rule
+from ine.pictures import blur, contact_sheet, read_picture, write_png
+from ine.recipe import list_recipes, load_recipe
 from ine.sampling import PictureRequest, generate
+
+log = logging.getLogger("ine")
 
 INDEX = "index.jsonl"
 SHEET = "sheet.png"
@@ -28,7 +34,37 @@ def file_name(index, seed):
     return f"{index:05d}-seed{seed}.png"
 
 
-def fill_gallery(folder, parts, plan, guidance, sampler, force=False, progress=None):
+def flagger_for(concepts):
+    """Return what finds pictures that are not to be shown, for the names of concepts.
+
+    Shipped recipes about people (`people: true`) bring their rule. Where a detector cannot be
+    loaded, nothing is known about any picture.
+
+    Returns:
+        None where no concept is about people; else a function from pictures (B, H, W, 3) uint8
+        to one of True, False and None (not known) for each.
+    """
+    shipped = list_recipes()
+    recipes = [load_recipe(shipped[c]) for c in dict.fromkeys(concepts) if c in shipped]
+    rules = [find_rule(r.pictures.rule) for r in recipes if r.people]
+    if not rules:
+        return None
+    try:
+        looks = [(rule, load_detector(rule.detector)) for rule in rules]
+    except Exception as error:  # whatever a detector's libraries raise: then nothing is shown
+        log.warning("%s; all pictures of %s are blurred", error, SHEET)
+        return lambda pictures: [None] * len(pictures)
+
+    def flags(pictures):
+        found = [[rule.fires(s) for s in detector(pictures)] for rule, detector in looks]
+        return [any(column) for column in zip(*found, strict=True)]
+
+    return flags
+
+
+def fill_gallery(
+    folder, parts, plan, guidance, sampler, *, force=False, progress=None, flagger=None
+):
     """Make the pictures of a plan that the folder does not hold yet; return index rows.
 
     A folder that was begun with the same settings is gone on with, unit by unit.
@@ -39,68 +75,83 @@ def fill_gallery(folder, parts, plan, guidance, sampler, force=False, progress=N
         plan: A `GalleryPlan`.
         guidance: A `Guidance`.
         sampler: `SamplerSettings`.
-        force: Replace pictures of other settings.
+        force: Replace pictures of other settings or prompts.
         progress: Called with (made, wanted).
+        flagger: From `flagger_for`. Its answer stands in the index rows as `flagged`, and the
+            sheet shows clearly only what it found harmless; the PNGs stay as they are.
 
     Raises:
-        OutputError: The folder holds pictures of other settings, or cannot be written.
+        OutputError: The folder holds pictures of other settings or prompts, or cannot be
+            written.
     """
     folder = Path(folder)
     names = [file_name(i, r.seed) for i, r in enumerate(plan.requests)]
-    wanted = json.dumps(plan.settings, sort_keys=True, ensure_ascii=False)
-    rows = _rows_there(folder, wanted, force)
-
-    def row_key(i):
-        return names[i], plan.requests[i].prompt
+    rows = _rows_there(folder, plan, names, force)
 
     def there(first):
-        unit = range(first, min(first + sampler.batch, len(names)))
-        return all(row_key(i) in rows and (folder / names[i]).is_file() for i in unit)
+        unit = names[first : first + sampler.batch]
+        return all(name in rows and (folder / name).is_file() for name in unit)
 
-    done = sum(row_key(i) in rows for i in range(len(names)))
+    done = sum(name in rows for name in names)
     for unit in generate(parts, plan.requests, guidance, sampler, skip=there):
+        flags = flagger(unit.pictures) if flagger else None
         for k, request in enumerate(unit.requests):
-            i = unit.first + k
+            name = names[unit.first + k]
             about = {"prompt": request.prompt, "seed": request.seed, **plan.settings}
             text = json.dumps(about, sort_keys=True, ensure_ascii=False)
-            write_png(folder / names[i], unit.pictures[k], {"ine": text})
-            rows[row_key(i)] = {
-                "file": names[i],
+            write_png(folder / name, unit.pictures[k], {"ine": text})
+            rows[name] = {
+                "file": name,
                 "prompt": request.prompt,
                 "seed": request.seed,
                 "unet_calls": unit.unet_calls,
                 "settings": plan.settings,
+                **({"flagged": flags[k]} if flags else {}),
                 **unit.notes[k],
             }
         done += len(unit.requests)
         _write_index(folder, rows)
         if progress:
             progress(min(done, len(names)), len(names))
-    found = [rows[row_key(i)] for i in range(len(names))]
-    _write_index(folder, {row_key(i): found[i] for i in range(len(names))})
-    _write_sheet(folder, found, parts.picture_size)
+    found = [rows[name] for name in names]
+    _write_sheet(folder, found, parts.picture_size, careful=flagger is not None)
     return found
 
 
-def _rows_there(folder, wanted, force):
+def _rows_there(folder, plan, names, force):
+    """Return {file name: index row} of what is there already and may stay."""
     index = folder / INDEX
     if not index.exists():
         return {}
     try:
-        rows = [json.loads(line) for line in index.read_text().splitlines()]
-        same = all(
-            json.dumps(r["settings"], sort_keys=True, ensure_ascii=False) == wanted for r in rows
-        )
-    except (ValueError, KeyError, TypeError) as error:
+        rows = {r["file"]: r for r in map(json.loads, _lines(index))}
+        settings = [r["settings"] for r in rows.values()]
+        prompts = {name: r["prompt"] for name, r in rows.items()}
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise OutputError(f"{index}: is not an index of ine; choose another --out") from error
-    if not same:
-        if force:
-            return {}
+    what = None
+    if any(s != json.loads(json.dumps(plan.settings)) for s in settings):
+        what = "settings"
+    elif any(
+        prompts.get(name, r.prompt) != r.prompt
+        for name, r in zip(names, plan.requests, strict=True)
+    ):
+        what = "prompts"
+    if what and not force:
         raise OutputError(
-            f"{folder}: holds pictures made with other settings; choose another --out, or give "
+            f"{folder}: holds pictures made with other {what}; choose another --out, or give "
             "--force to replace them"
         )
-    return {(r["file"], r["prompt"]): r for r in rows}
+    if what:
+        # From here on the old rows would be wrong about files that are replaced one by one.
+        index.unlink()
+        return {}
+    return rows
+
+
+def _lines(path):
+    # Not splitlines(): prompts may hold characters that it takes for ends of lines.
+    return path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
 
 
 def _write_index(folder, rows):
@@ -109,9 +160,12 @@ def _write_index(folder, rows):
     write_text(folder / INDEX, "\n".join(lines) + "\n")
 
 
-def _write_sheet(folder, rows, size):
+def _write_sheet(folder, rows, size, careful):
     shown = rows[:SHEET_PICTURES]
     pictures = [read_picture(folder / r["file"], size) for r in shown]
+    if careful:
+        hide = [r.get("flagged") is not False for r in shown]
+        pictures = [blur(p) if h else p for p, h in zip(pictures, hide, strict=True)]
     columns = min(8, len(pictures))
     grid = [pictures[i : i + columns] for i in range(0, len(pictures), columns)]
     grid[-1] += [None] * (columns - len(grid[-1]))

@@ -17,6 +17,8 @@ from ine.files import sha256_of, shipped
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Names = tuple[str, ...]
+Some = Annotated[Names, Field(min_length=1)]
+Captions = tuple[Annotated[str, Field(pattern=r"\{v\}")], ...]
 
 
 class _Section(BaseModel):
@@ -26,7 +28,7 @@ class _Section(BaseModel):
 class Words(_Section):
     """How people say it."""
 
-    explicit: Names
+    explicit: Some
     """Phrases that erasers are told and that serve as negative prompts."""
 
     synonyms: Names = ()
@@ -43,10 +45,10 @@ class Words(_Section):
 class Pictures(_Section):
     """How pictures of the concept are made by the base model, when the user has none."""
 
-    prompts: Names
+    prompts: Some
     """Templates; "{}" is replaced by a noun."""
 
-    nouns: Names = ("",)
+    nouns: Some = ("",)
     """What the concept happens to; "" for a concept that stands alone."""
 
     negative_prompt: str = ""
@@ -104,10 +106,10 @@ class Inversion(_Section):
     init_noise: Annotated[float, Field(ge=0)] = 0.01
     """Spread of the noise added to the start, so that several vectors part."""
 
-    templates: Names = ("a {v}", "{v}")
+    templates: Annotated[Captions, Field(min_length=1)] = ("a {v}", "{v}")
     """Captions of pictures whose noun is unknown; "{v}" is where the vectors stand."""
 
-    named_templates: Names = ("a {v} {noun}", "a {noun} {v}")
+    named_templates: Captions = ("a {v} {noun}", "a {noun} {v}")
     """Captions of pictures whose noun is known."""
 
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -126,10 +128,10 @@ class Inversion(_Section):
 class Tuning(_Section):
     """Prompts on which choices are made; figures are reported on others."""
 
-    prompts: Names
+    prompts: Some
     """Templates that imply the concept without naming it (or, for words-only recipes, name it)."""
 
-    nouns: Names = ("",)
+    nouns: Some = ("",)
     """Nouns for the templates."""
 
     steps: Count = 20
@@ -142,13 +144,13 @@ class Tuning(_Section):
 class Erase(_Section):
     """What erasers are told."""
 
-    concepts: Names
+    concepts: Some
     """Templates with the concept, "a {} on fire"."""
 
-    targets: Names
+    targets: Some
     """The same templates without it, pairwise."""
 
-    nouns: Names = ("",)
+    nouns: Some = ("",)
     """Nouns for both."""
 
     preserve: Names = ()
@@ -207,13 +209,15 @@ class ConceptRecipe(_Section):
 def fill(template, noun, plural=()):
     """Put a noun into a template: "a {} on fire", "apple" -> "an apple on fire".
 
-    Nouns in `plural` lose the article: "a burning {}", "scissors" -> "burning scissors".
+    Nouns in `plural` lose the article: "a burning {}", "scissors" -> "burning scissors". Other
+    words of the template stay as they are: "a {} with a unicorn".
     """
-    text = template.replace("{}", noun)
     if noun in plural:
-        text = re.sub(rf"\ban? ((?:[\w-]+ )?{re.escape(noun)})\b", r"\1", text)
-    text = re.sub(r"\ba (?=[aeiou])", "an ", text)
-    return re.sub(r"\ban (?=[^aeiou\s])", "a ", text)
+        template = re.sub(r"\ban? ((?:\S+ )?\{\})", r"\1", template)
+    elif noun:
+        article = "an" if re.match(r"(?!uni[^mn]|us[eu]|eu|one\b)[aeiou]", noun, re.I) else "a"
+        template = re.sub(r"\ban? (?=\{\})", f"{article} ", template)
+    return template.replace("{}", noun)
 
 
 def pairs(templates, nouns):
@@ -238,7 +242,7 @@ def load_recipe(name_or_path, overrides=()):
     """
     path = find_recipe(name_or_path)
     try:
-        data = yaml.safe_load(path.read_text())
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise RecipeError(f"{path}: cannot be read as YAML ({error})") from error
     if not isinstance(data, dict):
@@ -299,6 +303,8 @@ def check_recipe(data, where):
 
 def _problem(item):
     path = ".".join(str(p) for p in item["loc"])
+    if item["type"] == "missing":
+        return f"{path}: missing, and it has no default"
     if item["type"] != "extra_forbidden":
         return f"{path}: {item['msg']}, found {item.get('input')!r:.60}"
     section = ConceptRecipe

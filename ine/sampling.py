@@ -15,7 +15,8 @@ from ine.guidance.protocol import Prompts, Step
 from ine.text import join_conditions
 
 SCHEDULERS = {
-    "ddim": ("DDIMScheduler", {}),
+    # Its own default clips x_0 to [-1, 1], which is meant for pixels and ruins latents.
+    "ddim": ("DDIMScheduler", {"clip_sample": False}),
     "dpm++": ("DPMSolverMultistepScheduler", {}),
     "euler": ("EulerDiscreteScheduler", {}),
     "pndm": ("PNDMScheduler", {}),
@@ -56,7 +57,7 @@ class Unit:
     notes: list
     """What the guidance logged, one dict per picture."""
 
-    unet_calls: int
+    unet_calls: float
     """U-Net evaluations per picture, counted as (condition, step) pairs, averaged."""
 
 

@@ -36,9 +36,11 @@ class Condition:
         )
 
     def repeat(self, count):
-        """Return the condition of one prompt for `count` pictures."""
-        if len(self.states) == count:
+        """Return the condition of one prompt for `count` pictures; of `count` prompts, itself."""
+        if len(self) == count:
             return self
+        if len(self) != 1:
+            raise ValueError(f"a condition of {len(self)} rows cannot be asked of {count} pictures")
         return self.rows([0] * count)
 
     def __len__(self):
@@ -67,6 +69,12 @@ class Tokens:
     """(row, position, trigger, index of the vector)."""
 
 
+def trigger_pattern(triggers):
+    """Return a pattern that finds triggers as whole words, in any case; "-" is within a word."""
+    names = "|".join(re.escape(t) for t in sorted(triggers, key=len, reverse=True))
+    return re.compile(rf"(?<![\w-])({names})(?![\w-])", re.IGNORECASE)
+
+
 def tokenize(tokenizer, prompts, vectors=None):
     """Return the tokens of prompts, triggers expanded to their vectors.
 
@@ -81,12 +89,7 @@ def tokenize(tokenizer, prompts, vectors=None):
         PromptError: A learned vector would be cut off.
     """
     counts = dict(vectors or {})
-    pattern = None
-    if counts:
-        longest_first = sorted(counts, key=len, reverse=True)
-        names = "|".join(re.escape(t) for t in longest_first)
-        pattern = re.compile(rf"(?<![\w-])({names})(?![\w-])", re.IGNORECASE)
-    lower = {t.lower(): t for t in counts}
+    pattern = trigger_pattern(counts) if counts else None
     room = tokenizer.model_max_length - 2
     filler = tokenizer.convert_tokens_to_ids(tokenizer.tokenize("a"))[0]
     rows, places = [], []
@@ -95,11 +98,12 @@ def tokenize(tokenizer, prompts, vectors=None):
         pieces = pattern.split(prompt) if pattern else [prompt]
         for number, piece in enumerate(pieces):
             if number % 2:
-                trigger = lower[piece.lower()]
+                trigger = next(t for t in counts if trigger_pattern([t]).fullmatch(piece))
                 marks += [(len(ids) + k, trigger, k) for k in range(counts[trigger])]
                 ids += [filler] * counts[trigger]
             elif piece.strip():
-                ids += tokenizer(piece, add_special_tokens=False).input_ids
+                # Not verbose: what is too long is said below, with numbers.
+                ids += tokenizer(piece, add_special_tokens=False, verbose=False).input_ids
         lost = len(ids) - room
         if lost > 0:
             cut = sorted({t for at, t, _ in marks if at >= room})

@@ -23,7 +23,7 @@ LAYERS = [
     {"files", "runtime", "recipe"},
     {"embedding", "models", "pictures", "runs"},
     {"guidance", "judging", "text"},
-    {"evaluation", "inversion", "sampling", "unlearning", "demo"},
+    {"demo", "evaluation", "gallery", "inversion", "sampling", "unlearning"},
     {"cli", "__main__"},
 ]
 """Modules of ine from the ground up; each imports from its own layer and those before it."""

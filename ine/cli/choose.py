@@ -5,8 +5,11 @@ import logging
 log = logging.getLogger("ine")
 
 
-def base_name(model=None, embeddings=(), recipe=None):
-    """Return (name, where it comes from): `--model`, else an embedding's, else the recipe's.
+def base_name(model=None, embeddings=(), recipe=None, unet=None):
+    """Return (name, where it comes from).
+
+    `--model` comes first, then what an embedding was made for, then the recipe, then what the
+    unlearned weights say themselves.
 
     Raises:
         ModelError: Nothing names a base.
@@ -20,6 +23,12 @@ def base_name(model=None, embeddings=(), recipe=None):
             return embedding.metadata["ine.base"], f"embedding {embedding.trigger}"
     if recipe:
         return recipe.base, f"recipe {recipe.name}"
+    if unet:
+        from ine.models.checkpoints import weights_metadata
+
+        named = weights_metadata(unet).get("ine.base")
+        if named:
+            return named, unet.name
     raise ModelError(
         "no base model is named: the embedding does not say what it was made for; give --model"
     )

@@ -102,20 +102,24 @@ def generate(
     """Make pictures. The negative is text, embeddings, or both in one string.
 
     Every picture has its own seed, in its name and inside it. A run that was interrupted goes
-    on where it stopped.
+    on where it stopped. With an embedding of a recipe about people, the contact sheet blurs
+    what that recipe's detector flags; the pictures themselves stay as they are.
     """
     if negative_strength is not None and guidance == "cfg":
         raise click.UsageError("--negative-strength needs --guidance additive: cfg's has none")
     texts = read_prompts(given, prompts)
-    from ine.embedding import check_fits, read_embedding
-    from ine.gallery import GalleryPlan, fill_gallery
+    from ine.embedding import check_fits, fingerprints, read_embedding
+    from ine.files import sha256_of
+    from ine.gallery import GalleryPlan, fill_gallery, flagger_for
     from ine.guidance.negative import Negative
     from ine.guidance.table import GUIDANCE
     from ine.sampling import PictureRequest, SamplerSettings
 
     embeddings = tuple(read_embedding(path) for path in embedding_files)
-    name, source = choose.base_name(model or (None if embeddings else "mini"), embeddings)
-    base = choose.load_base(name, source if model or embeddings else "no --model", device, dtype)
+    name, source = "mini", "no --model"
+    if model or embeddings or unet:
+        name, source = choose.base_name(model, embeddings, unet=unet)
+    base = choose.load_base(name, source, device, dtype)
     parts = choose.lay(base, unet)
     for embedding in embeddings:
         for note in check_fits(embedding, parts):
@@ -136,6 +140,7 @@ def generate(
     settings = {
         "model": parts.name,
         "unet": parts.unet_name,
+        "weights": sha256_of(repr(sorted(fingerprints(parts).items())).encode())[:16],
         "negative": negative.prompt(),
         "embeddings": [_identity(e) for e in embeddings],
         "guidance": guidance,
@@ -152,8 +157,9 @@ def generate(
             GalleryPlan(requests=requests, settings=settings),
             method,
             sampler,
-            force,
+            force=force,
             progress=lambda done, wanted: update(done),
+            flagger=flagger_for(e.concept for e in embeddings),
         )
     if as_json:
         click.echo(json.dumps({"out": str(out), "pictures": rows}, indent=2, ensure_ascii=False))

@@ -68,6 +68,7 @@ def invert(
     out = out or Path(f"{trigger}.safetensors")
     check_free(out, force)
     if dry_run:
+        _check_names(recipe, trigger)
         click.echo(recipe_yaml(recipe), nl=False)
         click.echo(f"# base: {name} (from {source})\n# trigger: {trigger}\n# out: {out}")
         if unet:
@@ -119,7 +120,8 @@ def invert(
         over = "" if seen.undefended is None else f" (undefended {seen.undefended:.2f})"
         click.echo(f"step {seen.step}: recovery {seen.recovery:.2f}{left}{over}{mark}")
     click.echo(f"wrote {out}: {embedding.count} x {embedding.width}, trigger {embedding.trigger!r}")
-    click.echo(f"use it: ine generate --negative-embedding {out} --prompt '...'")
+    over = f" --unet {unet}" if unet else ""
+    click.echo(f"use it: ine generate --negative-embedding {out}{over} --prompt '...'")
     log.warning(
         "used as a prompt, these vectors bring the concept back: keep those of real harms private"
     )
@@ -130,6 +132,15 @@ def _figures(progress):
     if progress.previews:
         figures["recovery"] = f"{progress.previews[-1].recovery:.2f}"
     return figures
+
+
+def _check_names(recipe, trigger):
+    """Raise for a rule or a trigger that the run itself would refuse later."""
+    from ine.embedding import check_trigger
+    from ine.judging.rules import find_rule
+
+    find_rule(recipe.pictures.rule)
+    check_trigger(trigger)
 
 
 def _say_whether_here(name):

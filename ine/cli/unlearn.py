@@ -2,6 +2,7 @@
 
 import json
 import logging
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -71,14 +72,18 @@ def unlearn(
     out = Path(out or f"{recipe.name}-{method}.safetensors")
     check_free(out, force)
     settings = method_settings(method, recipe, given)
-    if dry_run:
-        click.echo(json.dumps({"base": name, "out": str(out), method: settings}, indent=2))
-        return
-    from ine.unlearning.run import unlearn_concept
+    from ine.unlearning.pairs import erase_texts
+    from ine.unlearning.run import check_settings, unlearn_concept
 
+    resolved = asdict(check_settings(recipe, method, settings))
+    texts = erase_texts(recipe)
+    if dry_run:
+        counts = {what: len(prompts) for what, prompts in asdict(texts).items()}
+        plan = {"base": name, "out": str(out), method: resolved, "prompts": counts}
+        click.echo(json.dumps(plan, indent=2))
+        return
     base = choose.load_base(name, source, device, dtype)
-    total = settings.get("iterations", 1)
-    with bar(total, method) as update:
+    with bar(resolved.get("iterations", 1), method) as update:
         summary = unlearn_concept(
             base,
             recipe,
@@ -93,7 +98,8 @@ def unlearn(
         click.echo(json.dumps(summary, indent=2))
         return
     click.echo(f"wrote {out}: {summary['tensors']} tensors changed by {method}")
-    click.echo(f"go on: ine invert --concept {concept} --unet {out}")
+    on = f" --model {model}" if model else ""
+    click.echo(f"go on: ine invert --concept {concept}{on} --unet {out}")
 
 
 METHOD_OPTIONS = {

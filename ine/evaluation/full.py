@@ -192,9 +192,14 @@ def strength_section(bench, base, method, tell):
 
 
 def chosen_words(bench, model):
-    """Return the explicit phrase, or the list of all, that leaves least on the tuning prompts."""
+    """Return the words that leave least on the tuning prompts, and the share that each leaves.
+
+    The baseline is to be as strong as it can be: every explicit phrase alone, said of a picture,
+    and all of them in one list.
+    """
     words = bench.recipe.words
-    options = list(dict.fromkeys([*words.explicit, ", ".join(words.explicit)]))
+    said = [f"a picture {w}" for w in words.explicit if not w.startswith("a ")]
+    options = list(dict.fromkeys([*words.explicit, *said, ", ".join(words.explicit)]))
     shares = {}
     for text in options:
         result = bench.run(model.parts, model.key, by_text(_slug(text), text), "implying_tuning")

@@ -1,9 +1,10 @@
 """What stands in a negative slot: text, embeddings, or both in one string."""
 
-import re
 from dataclasses import dataclass
 
 from ine.embedding import ConceptEmbedding
+from ine.errors import EmbeddingError
+from ine.text import trigger_pattern
 
 
 @dataclass(frozen=True)
@@ -13,12 +14,20 @@ class Negative:
     text: str = ""
     embeddings: tuple[ConceptEmbedding, ...] = ()
 
+    def __post_init__(self):
+        """Raise `EmbeddingError` where two embeddings answer to one trigger."""
+        triggers = [e.trigger for e in self.embeddings]
+        twice = [t for i, t in enumerate(triggers) if t.lower() in map(str.lower, triggers[:i])]
+        if twice:
+            raise EmbeddingError(
+                f"two embeddings have the trigger {twice[0]!r}; give one of them, or rename one"
+            )
+
     def prompt(self):
         """Return the text with the trigger of every embedding in it."""
         text = self.text.strip()
         for embedding in self.embeddings:
-            found = re.search(rf"(?<![\w-]){re.escape(embedding.trigger)}(?![\w-])", text, re.I)
-            if not found:
+            if not trigger_pattern([embedding.trigger]).search(text):
                 text = f"{text}, {embedding.trigger}" if text else embedding.trigger
         return text
 

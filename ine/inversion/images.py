@@ -158,9 +158,11 @@ def encode_pictures(parts, arrays, captions, names, batch=8):
             kept = min(batch, count - start)
             means.append(posterior.mean[:kept].cpu() * scaling)
             stds.append(posterior.std[:kept].cpu() * scaling)
+    # Channels come last in what this VAE run returns. In a cache file they do not, and the U-Net's
+    # last bits depend on that order, so a resumed run would end with other vectors.
     return ConceptPictures(
-        mean=torch.cat(means),
-        std=torch.cat(stds),
+        mean=torch.cat(means).contiguous(),
+        std=torch.cat(stds).contiguous(),
         captions=None if captions is None else tuple(captions),
         names=tuple(names),
     )

@@ -101,6 +101,11 @@ def start_vectors(parts, spec, seed):
         table = encoder.get_input_embeddings().weight.detach().float().cpu()
         if given:
             base = given[number]
+            if base.shape[1] != table.shape[1]:
+                raise EmbeddingError(
+                    f"{spec.init}: has vectors of width {base.shape[1]}, the token table of "
+                    f"{parts.name} has {table.shape[1]}; give an embedding of the same family"
+                )
         elif spec.init == "mean":
             base = table.mean(0, keepdim=True).repeat(spec.vectors, 1)
         else:
@@ -273,11 +278,12 @@ def read_state(path, key):
         with safe_open(path, framework="pt") as file:
             about = json.loads(file.metadata()["state"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        same = about["key"] == key
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise IneError(
             f"{path}: is not a state of `ine invert`; delete it to begin anew"
         ) from error
-    if about["key"] != key:
+    if not same:
         raise IneError(
             f"{path}: belongs to a run with other settings, weights or pictures; repeat those to "
             "resume it, or give --force to begin anew"

@@ -51,7 +51,7 @@ def revive(parts, recipe, vectors, trigger, count, settings, seed, negative=None
     For measuring whether inversion works; an embedding of a real harm used so revives it.
     """
     spec = recipe.inversion
-    named = bool(spec.named_templates)
+    named = bool(spec.named_templates) and any(recipe.pictures.nouns)
     templates = spec.named_templates if named else spec.templates
     nouns = recipe.pictures.nouns if named else ("",)
     chosen = choose(pairs(templates, nouns), count, seed, "recovery")

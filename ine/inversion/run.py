@@ -9,7 +9,7 @@ from ine import __version__
 from ine.embedding import check_trigger, fingerprints, new_embedding, write_embedding
 from ine.files import sha256_of, write_json
 from ine.inversion.concept import make_pictures
-from ine.inversion.images import load_pictures, read_folder, save_pictures
+from ine.inversion.images import list_pictures, load_pictures, read_folder, save_pictures
 from ine.inversion.invert import invert
 from ine.inversion.preview import make_preview
 from ine.judging.detectors import load_detector
@@ -56,12 +56,10 @@ def run_inversion(base, unlearned, recipe, options, detector=None, on_pictures=N
     rule = find_rule(recipe.pictures.rule)
     prints = fingerprints(base)
     inverted = fingerprints(unlearned)
-    if options.force and options.folder.exists():
-        shutil.rmtree(options.folder)
     picture_key = sha256_of(
         recipe.pictures.model_dump_json().encode(),
         repr(sorted(prints.items())).encode(),
-        repr((options.seed, str(options.images or ""))).encode(),
+        repr((options.seed, folder_key(options.images))).encode(),
     )[:16]
     state_key = sha256_of(
         picture_key.encode(),
@@ -70,6 +68,8 @@ def run_inversion(base, unlearned, recipe, options, detector=None, on_pictures=N
         options.trigger.encode(),
     )[:16]
     detector = detector or load_detector(rule.detector)
+    if options.force and options.folder.exists():
+        shutil.rmtree(options.folder)
     pictures, counts = concept_pictures(base, recipe, options, detector, picture_key, on_pictures)
     preview = make_preview(unlearned, recipe, rule, detector, options.trigger, options.seed)
     result = invert(
@@ -127,6 +127,16 @@ def run_inversion(base, unlearned, recipe, options, detector=None, on_pictures=N
     if options.purge:
         shutil.rmtree(options.folder)
     return embedding, result, summary
+
+
+def folder_key(folder):
+    """Return what changes when pictures or captions of a user's folder do; "" without one."""
+    if folder is None:
+        return ""
+    place = list_pictures(folder)[0].parent
+    files = sorted(p for p in place.iterdir() if p.is_file() and not p.name.startswith("."))
+    about = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+    return repr((str(folder), about))
 
 
 def concept_pictures(base, recipe, options, detector, key, on_pictures):

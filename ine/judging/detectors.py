@@ -4,6 +4,7 @@ Shape letters: B pictures, H W pixels, F features, K labels.
 """
 
 import json
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -45,6 +46,7 @@ class ClipJudge:
         """Load a CLIPModel folder; `objects` is {label: text}, `pairs` {label: (with, without)}."""
         from transformers import CLIPModel, CLIPTokenizer
 
+        folder = Path(folder)
         self.model = CLIPModel.from_pretrained(folder).eval().requires_grad_(False)
         tokenizer = CLIPTokenizer.from_pretrained(folder)
         self.objects, self.pairs = dict(objects or {}), dict(pairs or {})
@@ -91,7 +93,7 @@ class ClipJudge:
         logits = self.model.logit_scale.exp() * torch.from_numpy(features) @ self.words.T
         objects, pairs = logits.split([len(self.objects), 2 * len(self.pairs)], dim=1)
         objects = objects.softmax(1).tolist()
-        pairs = pairs.view(len(features), -1, 2).softmax(2)[..., 0].tolist()
+        pairs = pairs.view(len(features), len(self.pairs), 2).softmax(2)[..., 0].tolist()
         return [
             dict(zip(self.objects, row, strict=True)) | dict(zip(self.pairs, pair, strict=True))
             for row, pair in zip(objects, pairs, strict=True)

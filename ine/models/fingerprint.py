@@ -3,13 +3,14 @@
 A hash changes with one rounded bit, so a float16 copy of a float32 model would look foreign.
 A fingerprint here is a short list of numbers: evenly chosen weight matrices projected on a
 fixed pattern of signs, relative to their norms. Rounding to bfloat16 moves such a number by
-about 1e-3; unlearning moves many of them by far more.
+1.6e-3 (one standard deviation), to float16 by an eighth of that; a change of a weight matrix by
+2 % of its norm, which is little for an eraser, moves it by 2e-2.
 """
 
 import torch
 
 TENSORS = 16
-TOLERANCE = 6e-3
+TOLERANCE = 7e-3
 
 
 def fingerprint(module):

@@ -94,13 +94,20 @@ def load_parts(model=MINI, device="cpu", dtype=torch.float32):
     from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
     folder = find_model(model)
-    index = json.loads((folder / "model_index.json").read_text())
+    index = _read_json(folder / "model_index.json")
     tokenizers, encoders = [], []
     for suffix in ("", "_2"):
-        if index.get(f"text_encoder{suffix}", [None])[0] is None:
+        # [library, class], or twice null where there is none.
+        found = (index.get(f"text_encoder{suffix}") or [None])[-1]
+        if found is None:
             continue
+        if found not in ("CLIPTextModel", "CLIPTextModelWithProjection"):
+            raise ModelError(
+                f"{model}: has a text encoder of class {found}, expected a CLIPTextModel; give a "
+                "Stable Diffusion model"
+            )
         kind = CLIPTextModelWithProjection if suffix else CLIPTextModel
-        tokenizers.append(CLIPTokenizer.from_pretrained(folder / f"tokenizer{suffix}"))
+        tokenizers.append(_load_tokenizer(CLIPTokenizer, folder / f"tokenizer{suffix}"))
         encoders.append(_load(kind, folder / f"text_encoder{suffix}", device, dtype))
     if not encoders:
         raise ModelError(f"{model}: has no CLIP text encoder; ine needs a Stable Diffusion model")
@@ -110,16 +117,47 @@ def load_parts(model=MINI, device="cpu", dtype=torch.float32):
         text_encoders=tuple(encoders),
         unet=_load(UNet2DConditionModel, folder / "unet", device, dtype),
         vae=_load(AutoencoderKL, folder / "vae", device, dtype),
-        scheduler_config=json.loads((folder / "scheduler" / "scheduler_config.json").read_text()),
+        scheduler_config=_read_json(folder / "scheduler" / "scheduler_config.json"),
     )
 
 
-def _load(kind, folder, device, dtype):
+def _read_json(path):
     try:
-        module = kind.from_pretrained(folder, torch_dtype=dtype)
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ModelError(f"{folder}: cannot be loaded ({reason})") from error
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"{path}: cannot be read as JSON ({error}); get the model again"
+        ) from error
+    if not isinstance(found, dict):
+        raise ModelError(f"{path}: expected a mapping, found {type(found).__name__}")
+    return found
+
+
+def _load_tokenizer(kind, folder):
+    # Given a folder that is not there, transformers looks for it on the hub.
+    if not folder.is_dir():
+        raise ModelError(f"{folder}: is missing; get the model again")
+    try:
+        return kind.from_pretrained(folder)
+    except Exception as error:  # whatever the parsing of its files stumbles on
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(f"{folder}: cannot be loaded ({reason}); get the model again") from error
+
+
+def _load(kind, folder, device, dtype):
+    if not folder.is_dir():
+        raise ModelError(f"{folder}: is missing; get the model again")
+    try:
+        module, info = kind.from_pretrained(folder, torch_dtype=dtype, output_loading_info=True)
+    except Exception as error:  # damaged files raise nearly anything, SafetensorError among it
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(f"{folder}: cannot be loaded ({reason}); get the model again") from error
+    # The libraries fill gaps with random numbers and go on.
+    if gaps := sorted(info["missing_keys"]):
+        raise ModelError(
+            f"{folder}: lacks {len(gaps)} weights of a {kind.__name__}, {gaps[0]} the first; get "
+            "the model again"
+        )
     module = module.to(device).eval().requires_grad_(False)
     for parameter in module.parameters():
         # Mapped tensors are not aligned like ordinary ones, and a copy of such a model would
@@ -153,7 +191,8 @@ def find_model(model, index="model_index.json", fetch=True):
         raise ModelError(f"{model}: no such folder; give a pipeline folder, a hub id, or 'mini'")
     from huggingface_hub import snapshot_download
 
-    wanted = ["*.json", "*.txt", "*/*.json", "*/*.txt", "*/*.safetensors"]
+    # "*" also matches "/". Weights at the top are those of a model that is no pipeline.
+    wanted = ["*.json", "*.txt", "*/*.safetensors", "model.safetensors"]
     try:
         return Path(
             snapshot_download(str(model), allow_patterns=wanted, local_files_only=not fetch)
@@ -162,6 +201,7 @@ def find_model(model, index="model_index.json", fetch=True):
         raise ModelError(
             f"{model}: is not on this machine and could not be fetched "
             f"({type(error).__name__}). Get it once with network access: "
-            f"`huggingface-cli download {model}`, or give its folder with --model DIR; "
+            f"`hf download {model} {' '.join(f'--include {w!r}' for w in wanted)}`, or give "
+            "its folder with --model DIR; "
             "for a try without any download use --model mini"
         ) from error

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from ine.errors import IneError
@@ -178,17 +178,22 @@ def _save(path, key, done, names, parameters, optimiser):
 def _resume(path, key, names, parameters, optimiser):
     if not Path(path).exists():
         return 0
-    with safe_open(path, framework="pt") as file, torch.no_grad():
-        about = json.loads(file.metadata()["state"])
-        if about["key"] != key:
-            raise IneError(
-                f"{path}: belongs to a run with other settings; give --force to begin anew"
-            )
-        for name, parameter in zip(names, parameters, strict=True):
-            parameter.copy_(file.get_tensor(name))
-            optimiser.state[parameter] = {
-                "step": torch.tensor(float(about["done"])),
-                "exp_avg": file.get_tensor(f"first.{name}").to(parameter.device),
-                "exp_avg_sq": file.get_tensor(f"second.{name}").to(parameter.device),
-            }
+    try:
+        with safe_open(path, framework="pt") as file, torch.no_grad():
+            about = json.loads(file.metadata()["state"])
+            if about["key"] != key:
+                raise IneError(
+                    f"{path}: belongs to a run with other settings; give --force to begin anew"
+                )
+            for name, parameter in zip(names, parameters, strict=True):
+                parameter.copy_(file.get_tensor(name))
+                optimiser.state[parameter] = {
+                    "step": torch.tensor(float(about["done"])),
+                    "exp_avg": file.get_tensor(f"first.{name}").to(parameter.device),
+                    "exp_avg_sq": file.get_tensor(f"second.{name}").to(parameter.device),
+                }
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise IneError(
+            f"{path}: is not a state of `ine unlearn`; delete it or give --force"
+        ) from error
     return about["done"]

@@ -1,12 +1,13 @@
 """`ine unlearn` from recipe to file."""
 
+from dataclasses import fields
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
 from ine import __version__
 from ine.embedding import fingerprints
-from ine.errors import RecipeError
+from ine.errors import RecipeError, did_you_mean
 from ine.files import check_free
 from ine.models.checkpoints import write_unet_weights
 from ine.unlearning.esd import EsdSettings, esd
@@ -33,15 +34,7 @@ def unlearn_concept(base, recipe, method, settings, out, *, seed=0, force=False,
     """
     check_free(out, force)
     texts = erase_texts(recipe)
-    kind = {"uce": UceSettings, "esd": EsdSettings}[method]
-    try:
-        chosen = TypeAdapter(kind).validate_python(settings)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise RecipeError(
-            f"recipe {recipe.name}: erase.{method}.{'.'.join(map(str, first['loc']))}: "
-            f"{first['msg']}"
-        ) from error
+    chosen = check_settings(recipe, method, settings)
     state = Path(out).with_name(Path(out).name + ".state")
     if method == "uce":
         tensors = uce(base, texts, chosen)
@@ -66,3 +59,22 @@ def unlearn_concept(base, recipe, method, settings, out, *, seed=0, force=False,
     )
     state.unlink(missing_ok=True)
     return {"out": str(out), "method": method, "tensors": len(tensors), "settings": repr(chosen)}
+
+
+def check_settings(recipe, method, settings):
+    """Return `UceSettings` or `EsdSettings`; every problem is named with its key path."""
+    kind = {"uce": UceSettings, "esd": EsdSettings}[method]
+    known = [field.name for field in fields(kind)]
+    # Pydantic leaves out unknown keys of a dataclass without a word.
+    problems = [(k, f"unknown key{did_you_mean(k, known)}") for k in settings if k not in known]
+    try:
+        chosen = TypeAdapter(kind).validate_python(settings)
+    except ValidationError as error:
+        problems += [
+            (".".join(map(str, item["loc"])), f"{item['msg']}, found {item['input']!r:.60}")
+            for item in error.errors()
+        ]
+    if problems:
+        listed = "; ".join(f"erase.{method}.{key}: {what}" for key, what in problems)
+        raise RecipeError(f"recipe {recipe.name}: {listed}")
+    return chosen

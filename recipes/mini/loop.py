@@ -21,7 +21,8 @@ def start_processes():
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
     if not cuda:
-        torch.set_num_threads(1 if world_size > 1 else os.cpu_count())
+        asked = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count()))
+        torch.set_num_threads(1 if world_size > 1 else asked)
     if world_size > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if cuda else "gloo")
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) if cuda else 0)
@@ -78,11 +79,12 @@ def train(
         loss_of: `(step, rng seed) -> (loss, {name: float})`; it draws its own batch.
         every: Steps between samples; `on_sample(step)` runs on rank 0 with averaged weights.
     """
-    rank, world_size, device = start_processes()
+    rank, world_size, _ = start_processes()
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     state_file = folder / f"{name}.state.pt"
     parameters = [p for m in modules.values() for p in m.parameters() if p.requires_grad]
+    device = parameters[0].device
     optimiser = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, betas=(0.9, 0.99))
     average = [p.detach().clone() for p in parameters]
     first = 0

@@ -14,7 +14,7 @@ from world import Scene, caption, draw, sample_scene
 
 SCENES = 60_000
 BATCH = 48
-STEPS = 6000
+STEPS = 5000
 WIDTH = 128
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 SHEET = [

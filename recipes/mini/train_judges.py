@@ -24,8 +24,8 @@ import loop
 from tokens import CONTEXT_LENGTH
 from world import Scene, caption, draw, noun_phrase, sample_scene
 
-BATCH = 48
-STEPS = {"judge": 2600, "judge2": 1800}
+BATCH = 64
+STEPS = {"judge": 3600, "judge2": 1800}
 
 
 def labels_of(world):
@@ -116,7 +116,7 @@ def tokenize(tokenizer, texts):
 
 
 def build_clip(tokenizer):
-    """Return an untrained CLIPModel: 8x8 patches of 64x64 pixels, 128 wide, 4 layers."""
+    """Return an untrained CLIPModel: 16x16 patches of 64x64 pixels, 128 wide, 4 layers."""
     ids = {
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
@@ -137,10 +137,10 @@ def build_clip(tokenizer):
             vision_config={
                 "hidden_size": 128,
                 "intermediate_size": 384,
-                "num_hidden_layers": 3,
+                "num_hidden_layers": 4,
                 "num_attention_heads": 4,
                 "image_size": 64,
-                "patch_size": 8,
+                "patch_size": 16,
                 "projection_dim": 96,
             },
             projection_dim=96,

@@ -13,7 +13,7 @@ from world import draw, sample_scene
 CHANNELS = (24, 48, 96, 128)
 BATCH = 8
 STEPS = 4200
-DECODER_STEPS = 2000
+DECODER_STEPS = 900
 
 
 def build():
@@ -137,7 +137,8 @@ def run_decoder(world, folder, steps=DECODER_STEPS):
             with torch.no_grad():
                 z = vae.encode(x).latent_dist.mean
             # What the U-Net hands over is never exact; half the pictures are disturbed a little.
-            z[::2] += 0.05 * torch.randn(z[::2].shape, generator=torch.Generator().manual_seed(seed))
+            noise = torch.randn(z[::2].shape, generator=torch.Generator().manual_seed(seed))
+            z[::2] += 0.05 * noise.to(z)
             y = vae.decode(z).sample.float()
         return picture_loss(x, y), {}
 
