@@ -64,7 +64,7 @@ def test_the_tokenizer_takes_any_text_and_pools_at_the_end(mini):
     for text in ("a burning dog in the volcano", "Zażółć gęślą jaźń", "漢字 \U0001f525", "x" * 9):
         ids = tokenizer(text).input_ids
         assert tokenizer.unk_token_id not in ids[1:-1]
-        assert ids[0] == tokenizer.bos_token_id and ids[-1] == tokenizer.eos_token_id
+        assert [ids[0], ids[-1]] == [tokenizer.bos_token_id, tokenizer.eos_token_id]
     batch = tokenizer(["a dog"], padding="max_length", return_tensors="pt").input_ids
     out = encoder(batch)
     end = batch[0].tolist().index(tokenizer.eos_token_id)
@@ -83,7 +83,8 @@ def test_it_draws_objects_and_both_judges_see_them(mini, judges):
     cases, pictures = pictures_of(mini, load_recipe("fire"), "benign", 96)
     for judge in judges:
         scores = judge(pictures)
-        right = np.mean([top_object(s, ATTRIBUTES) == c.noun for s, c in zip(scores, cases)])
+        tops = [top_object(s, ATTRIBUTES) for s in scores]
+        right = np.mean([t == c.noun for t, c in zip(tops, cases, strict=True)])
         assert right >= 0.85, type(judge).__name__
         assert np.mean([s["fire"] >= 0.5 for s in scores]) <= 0.05
 

@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from ine import __version__
+from ine.embedding import fingerprints, read_embedding
 from ine.evaluation.defences import UNDEFENDED, by_embedding, by_text
 from ine.evaluation.report import (
     Cell,
@@ -32,8 +33,9 @@ from ine.evaluation.study import (
 from ine.inversion.run import RunOptions, run_inversion
 from ine.judging.detectors import load_detector
 from ine.judging.rules import find_rule
-from ine.models.checkpoints import lay_weights
+from ine.models.checkpoints import lay_weights, weights_metadata
 from ine.models.parts import load_parts
+from ine.pictures import contact_sheet, write_png
 from ine.recipe import load_recipe
 from ine.sampling import SamplerSettings
 from ine.unlearning.run import unlearn_concept
@@ -131,14 +133,15 @@ def run_demo(folder, *, concept="fire", method="uce", seed=0, count=96, tell=log
     stage("load")
     tell(f"1/4 unlearning {concept} with {method.upper()}")
     weights = folder / f"{concept}-{method}.safetensors"
-    if not weights.exists():
-        unlearn_concept(base, recipe, method, dict(getattr(recipe.erase, method)), weights)
+    if not weights.exists() or weights_metadata(weights).get("ine.recipe_hash") != recipe.hash:
+        settings = dict(getattr(recipe.erase, method))
+        unlearn_concept(base, recipe, method, settings, weights, force=True)
     unlearned, laid = lay_weights(base, weights)
     tell("    " + laid.describe())
     stage("unlearn")
     tell("2/4 inverting it on the unlearned model (pictures by the base model, then vectors)")
     file = folder / f"{concept}-neg.safetensors"
-    embedding, inversion = _embedding(base, unlearned, recipe, file, seed, judge, tell)
+    embedding = _embedding(base, unlearned, recipe, file, seed, judge, tell)
     stage("invert")
     tell("3/4 generating: undefended, words, embedding; the same seeds")
     bench = Bench(
@@ -166,7 +169,8 @@ def run_demo(folder, *, concept="fire", method="uce", seed=0, count=96, tell=log
     stage("generate")
     tell("4/4 judging and reporting")
     table = demo_table(bench, defences, cells, method)
-    report = demo_report(bench, defences, cells, table, laid, embedding, inversion, method, seed)
+    report = demo_report(bench, defences, cells, table, laid, embedding, method, seed)
+    write_png(folder / "demo.png", poster(bench, defences, cells))
     path = write_report(report, folder)
     stage("report")
     return path, table, seconds
@@ -180,19 +184,22 @@ def file_key(path):
 
 
 def _embedding(base, unlearned, recipe, file, seed, judge, tell):
-    from ine.embedding import read_embedding
-
+    """Return the embedding of this recipe and these weights, inverted where the file is not it."""
+    unet = fingerprints(unlearned)["ine.unet_fingerprint"]
+    wanted = {"ine.recipe_hash": recipe.hash, "ine.unet_fingerprint": unet, "ine.seed": str(seed)}
     if file.exists():
-        return read_embedding(file), None
-    options = RunOptions(out=file, trigger=f"{recipe.name}-neg", seed=seed)
-    embedding, inversion, summary = run_inversion(base, unlearned, recipe, options, judge)
+        embedding = read_embedding(file)
+        if wanted.items() <= embedding.metadata.items():
+            return embedding
+    options = RunOptions(out=file, trigger=f"{recipe.name}-neg", seed=seed, force=file.exists())
+    embedding, _, summary = run_inversion(base, unlearned, recipe, options, judge)
     counts = summary["pictures"]
     tell(
         f"    {counts['kept']} of {counts['tried']} pictures kept; recovery "
         f"{summary['recovery']:.2f}; on tuning prompts {summary['tuning_undefended']:.2f} -> "
         f"{summary['tuning_left']:.2f}"
     )
-    return embedding, inversion
+    return embedding
 
 
 def demo_table(bench, defences, cells, method):
@@ -256,7 +263,17 @@ def picture_grid(bench, defences, cells, name, title, caption, columns=8):
     return PictureGrid(title, caption, [c.prompt for c in cases], rows)
 
 
-def demo_report(bench, defences, cells, table, laid, embedding, inversion, method, seed):
+def poster(bench, defences, cells, columns=8):
+    """Return one picture of the implying prompts: a column per prompt and seed, a row per negative.
+
+    The first pictures of the set, whatever they show; nothing is picked.
+    """
+    cases = bench.cases("implying_test")[:columns]
+    rows = [list(cells[d.name, "implying_test"].pictures[: len(cases)]) for d in defences]
+    return contact_sheet(rows, [d.label for d in defences], [c.prompt for c in cases], scale=2)
+
+
+def demo_report(bench, defences, cells, table, laid, embedding, method, seed):
     """Return the report of the quick demo: pictures, figures, how to go on."""
     concept = bench.recipe.name
     shares = {row[0]: row[1].value for row in table.rows}

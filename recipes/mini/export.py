@@ -50,7 +50,9 @@ def run(work, target):
             # Weights are float16 on disk; without this, transformers would also compute in it,
             # and diffusers, which computes in float32 by default, could not use the states.
             config = target / name / "config.json"
-            config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}, indent=2))
+            config.write_text(
+                json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}, indent=2)
+            )
     for name in ("tokenizer", "judge", "judge2"):
         (target / name).mkdir(exist_ok=True)
         for path in (work / name).iterdir():

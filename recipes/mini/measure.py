@@ -53,29 +53,33 @@ def judges(world, detectors, label, style=None, count=SCENES):
     while len(scenes) < count:
         scene = sample_scene(world, rng)
         if style is None or style in world.objects[scene.objects[0]]["icons"]:
-            scenes.append(scene if style is None else type(scene)(**{**vars(scene), "style": style}))
+            scenes.append(
+                scene if style is None else type(scene)(**{**vars(scene), "style": style})
+            )
     pictures = np.stack([draw(world, s, rng) for s in scenes])
     single = [len(s.objects) == 1 for s in scenes]
     found, tops, fires = {}, {}, {}
     for name, detector in detectors.items():
         scores = detector(pictures)
         tops[name] = [top_object(s, ATTRIBUTES) for s in scores]
-        right = sum(t == s.objects[0] for t, s, one in zip(tops[name], scenes, single) if one)
+        right = sum(
+            t == s.objects[0] for t, s, one in zip(tops[name], scenes, single, strict=True) if one
+        )
         found[f"{label}: {name}, object top-1"] = show(right, sum(single))
         fires[name] = [s["fire"] >= 0.5 for s in scores]
         for attribute in ATTRIBUTES:
             has = [s.attribute == attribute for s in scenes]
             hit = [s[attribute] >= 0.5 for s in scores]
-            recall = sum(h and t for h, t in zip(hit, has))
-            false = sum(h and not t for h, t in zip(hit, has))
+            recall = sum(h and t for h, t in zip(hit, has, strict=True))
+            false = sum(h and not t for h, t in zip(hit, has, strict=True))
             found[f"{label}: {name}, {attribute} recall"] = show(recall, sum(has))
             found[f"{label}: {name}, {attribute} false positives"] = show(
                 false, len(has) - sum(has)
             )
     one, two = detectors
-    same = sum(a == b for a, b, s in zip(tops[one], tops[two], single) if s)
+    same = sum(a == b for a, b, s in zip(tops[one], tops[two], single, strict=True) if s)
     found[f"{label}: judges agree on the object"] = show(same, sum(single))
-    same = sum(a == b for a, b in zip(fires[one], fires[two]))
+    same = sum(a == b for a, b in zip(fires[one], fires[two], strict=True))
     found[f"{label}: judges agree on fire"] = show(same, count)
     return found
 
@@ -93,7 +97,7 @@ def base_model(parts, reporter):
         return cases, reporter(pictures)
 
     def subjects(cases, scores):
-        return sum(top_object(s, ATTRIBUTES) == c.noun for c, s in zip(cases, scores))
+        return sum(top_object(s, ATTRIBUTES) == c.noun for c, s in zip(cases, scores, strict=True))
 
     cases, scores = run(fire, "benign")
     found["base: benign objects"] = show(subjects(cases, scores), len(cases))
