@@ -2,9 +2,11 @@
 
 import hashlib
 import logging
+from importlib.metadata import version
 
 import torch
 
+from ine import __version__
 from ine.errors import IneError
 
 log = logging.getLogger("ine")
@@ -45,7 +47,7 @@ def generator_for(*parts):
     return torch.Generator().manual_seed(seed_for(*parts))
 
 
-def synchronise(device):
-    """Wait for queued work, so that times are true."""
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize(device)
+def library_versions():
+    """Return the versions that decide the bits, as one line."""
+    names = ("torch", "diffusers", "transformers", "numpy")
+    return ", ".join([f"ine {__version__}", *(f"{n} {version(n)}" for n in names)])

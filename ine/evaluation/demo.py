@@ -9,10 +9,8 @@ import logging
 import platform
 import time
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
-from ine import __version__
 from ine.embedding import fingerprints, read_embedding
 from ine.evaluation.defences import UNDEFENDED, by_embedding, by_text
 from ine.evaluation.report import (
@@ -37,6 +35,7 @@ from ine.models.checkpoints import lay_weights, weights_metadata
 from ine.models.parts import load_parts
 from ine.pictures import contact_sheet, write_png
 from ine.recipe import load_recipe
+from ine.runtime import library_versions
 from ine.sampling import SamplerSettings
 from ine.unlearning.run import unlearn_concept
 
@@ -311,7 +310,7 @@ def demo_report(bench, defences, cells, table, laid, embedding, method, seed):
             "unlearned weights": laid.describe(),
             "embedding": f"{embedding.count} vectors, trigger {embedding.trigger}, seed {seed}",
             "recipe": f"{concept} {bench.recipe.hash}",
-            "versions": versions(),
+            "versions": library_versions(),
             "machine": f"{platform.machine()}, Python {platform.python_version()}",
         },
         next_steps=[
@@ -326,9 +325,3 @@ def demo_report(bench, defences, cells, table, laid, embedding, method, seed):
             ("Both erasers, all controls, several seeds:", "ine demo --full"),
         ],
     )
-
-
-def versions():
-    """Return the versions that decide the bits, as one line."""
-    names = ("torch", "diffusers", "transformers", "numpy")
-    return ", ".join([f"ine {__version__}", *(f"{n} {version(n)}" for n in names)])

@@ -16,7 +16,6 @@ from ine.evaluation.demo import (
     Bench,
     file_key,
     picture_grid,
-    versions,
 )
 from ine.evaluation.report import Report, Section, Table, write_report
 from ine.evaluation.study import (
@@ -32,6 +31,7 @@ from ine.judging.rules import find_rule
 from ine.models.checkpoints import lay_weights
 from ine.models.parts import load_parts
 from ine.recipe import load_recipe
+from ine.runtime import library_versions
 from ine.unlearning.run import unlearn_concept
 
 log = logging.getLogger("ine")
@@ -101,7 +101,7 @@ def run_full(folder, *, concepts, methods, count=COUNT, seeds=SEEDS, tell=log.in
         ),
         sections=sections,
         provenance={
-            "versions": versions(),
+            "versions": library_versions(),
             "sampler": repr(SAMPLER),
             "command": ["ine demo --full"],
         },

@@ -7,13 +7,15 @@ from pathlib import Path
 
 from ine import __version__
 from ine.embedding import check_trigger, fingerprints, new_embedding, write_embedding
-from ine.files import sha256_of, write_json
+from ine.files import check_free, sha256_of, write_json
 from ine.inversion.concept import make_pictures
 from ine.inversion.images import list_pictures, load_pictures, read_folder, save_pictures
 from ine.inversion.invert import invert
 from ine.inversion.preview import make_preview
 from ine.judging.detectors import load_detector
 from ine.judging.rules import find_rule
+from ine.models.fingerprint import exact_digest
+from ine.runtime import library_versions
 
 log = logging.getLogger("ine")
 
@@ -53,18 +55,19 @@ def run_inversion(base, unlearned, recipe, options, detector=None, on_pictures=N
         (ConceptEmbedding, Inversion, summary): the summary is what `--json` prints.
     """
     check_trigger(options.trigger, base.tokenizers[0])
+    check_free(options.out, options.force)
     rule = find_rule(recipe.pictures.rule)
     prints = fingerprints(base)
     inverted = fingerprints(unlearned)
     picture_key = sha256_of(
         recipe.pictures.model_dump_json().encode(),
-        repr(sorted(prints.items())).encode(),
-        repr((options.seed, folder_key(options.images))).encode(),
+        exact_digest([base.unet, base.vae, *base.text_encoders]).encode(),
+        repr((options.seed, folder_key(options.images), options.skip_bad)).encode(),
     )[:16]
     state_key = sha256_of(
         picture_key.encode(),
         recipe.model_dump_json().encode(),
-        repr(sorted(inverted.items())).encode(),
+        exact_digest([unlearned.unet, *unlearned.text_encoders]).encode(),
         options.trigger.encode(),
     )[:16]
     detector = detector or load_detector(rule.detector)
@@ -107,6 +110,7 @@ def run_inversion(base, unlearned, recipe, options, detector=None, on_pictures=N
             "ine.rule": rule.name,
             "ine.pictures": pictures.count,
             "ine.seed": options.seed,
+            "ine.versions": library_versions(),
             "modelspec.prediction_type": "v" if base.prediction_type != "epsilon" else "epsilon",
             "modelspec.is_negative_embedding": "true",
         },

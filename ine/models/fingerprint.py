@@ -7,6 +7,8 @@ fixed pattern of signs, relative to their norms. Rounding to bfloat16 moves such
 2 % of its norm, which is little for an eraser, moves it by 2e-2.
 """
 
+import hashlib
+
 import torch
 
 TENSORS = 16
@@ -48,3 +50,13 @@ def same_weights(one, other):
     return len(left) == len(right) and all(
         abs(a - b) <= TOLERANCE * max(1.0, abs(a)) for a, b in zip(left, right, strict=True)
     )
+
+
+def exact_digest(modules):
+    """Return 16 hex digits that change with any bit of any weight; what a resumed run needs."""
+    digest = hashlib.sha256()
+    for module in modules:
+        for name, tensor in module.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]

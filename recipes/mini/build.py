@@ -94,6 +94,13 @@ def measure(world, work):
     measure.run(world, work, work / "mini")
 
 
+def embeddings(world, work):
+    """Write the shipped embeddings into this checkout; needs `ine` with the exported model."""
+    import embeddings
+
+    embeddings.run(work, HERE.parents[1] / "embeddings")
+
+
 STAGES = {
     "tokenizer": (tokenizer, "tokenizer"),
     "vae": (vae, "vae"),
@@ -104,6 +111,7 @@ STAGES = {
     "diffusion": (diffusion, "unet"),
     "export": (export, None),
     "measure": (measure, None),
+    "embeddings": (embeddings, None),
 }
 """Stage -> (function, folder that says it is finished)."""
 

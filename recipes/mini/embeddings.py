@@ -1,0 +1,83 @@
+"""Stage `embeddings`: the embeddings that the package ships, with their cards and index."""
+
+import shutil
+
+from ine.embedding import read_embedding
+from ine.inversion.run import RunOptions, run_inversion
+from ine.judging.detectors import load_detector
+from ine.models.checkpoints import lay_weights
+from ine.models.parts import load_parts
+from ine.recipe import load_recipe
+from ine.unlearning.run import unlearn_concept
+
+SHIPPED = (("fire", "uce"), ("fire", "esd"), ("weapon", "uce"))
+
+CARD = """# {trigger} for `mini` unlearned by {eraser}
+
+{n} vectors of width {d}, found by `ine invert` on the bundled model after `{concept}` was erased.
+
+| | |
+|---|---|
+| made by | `ine unlearn --concept {concept} --method {method} --out unet.safetensors`, then `ine invert --concept {concept} --unet unet.safetensors` |
+| use | the word `{trigger}` in the negative, with these unlearned weights over `mini` |
+| kept at step | {kept} of {steps} |
+| recovery, as a prompt | {recovery} |
+| left on the tuning prompts, plain guidance | {left} (undefended {undefended}) |
+| seed | {seed} |
+
+Figures on held-back prompts are in [docs/results.md](../../docs/results.md). The vectors belong to a
+stand-in concept of a model of pictograms. Used as a *prompt* they bring the concept back; that
+holds for every inverted embedding, so keep those of real harms private.
+"""  # noqa: E501 - a table row cannot be broken
+
+
+def run(work, target):
+    """Write `target`/mini-CONCEPT-METHOD/CONCEPT-neg.safetensors and README.md for each."""
+    base, judge = load_parts("mini"), load_detector("mini-judge")
+    rows = []
+    for concept, method in SHIPPED:
+        recipe = load_recipe(concept)
+        folder = target / f"mini-{concept}-{method}"
+        weights = work / "embeddings" / f"{concept}-{method}.safetensors"
+        if not weights.exists():
+            settings = dict(getattr(recipe.erase, method))
+            unlearn_concept(base, recipe, method, settings, weights)
+        unlearned, _ = lay_weights(base, weights)
+        made = work / "embeddings" / f"{concept}-{method}" / f"{concept}-neg.safetensors"
+        if not made.exists():
+            options = RunOptions(out=made, trigger=f"{concept}-neg")
+            run_inversion(base, unlearned, recipe, options, judge)
+        embedding = read_embedding(made)
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(made, folder / made.name)
+        about = embedding.metadata
+        card = CARD.format(
+            trigger=embedding.trigger,
+            eraser=method.upper(),
+            method=method,
+            concept=concept,
+            n=embedding.count,
+            d=embedding.width,
+            kept=about["ine.kept_step"],
+            steps=about["ine.steps"],
+            recovery=about["ine.recovery"],
+            left=about["ine.tuning_left"],
+            undefended=about["ine.tuning_undefended"],
+            seed=about["ine.seed"],
+        )
+        (folder / "README.md").write_text(card)
+        rows.append(
+            f"| [{folder.name}]({folder.name}/README.md) | {concept} | {method.upper()} | "
+            f"{embedding.count} | {about['ine.recovery']} | {about['ine.tuning_undefended']} -> "
+            f"{about['ine.tuning_left']} |"
+        )
+    index = target / "README.md"
+    head, _, rest = index.read_text().partition("<!-- table -->")
+    _, _, tail = rest.partition("<!-- end of table -->")
+    table = [
+        "| folder | concept | unlearned by | vectors | recovery | tuning prompts |",
+        "|---|---|---|---|---|---|",
+        *rows,
+    ]
+    body = "\n".join(["<!-- table -->", "", *table, "", "<!-- end of table -->"])
+    index.write_text(head + body + tail)
