@@ -21,9 +21,9 @@ TOP_LEVEL = {
 LAYERS = [
     {"errors"},
     {"files", "runtime", "recipe"},
-    {"embedding", "models", "pictures", "runs"},
+    {"embedding", "models", "pictures"},
     {"guidance", "judging", "text"},
-    {"demo", "evaluation", "gallery", "inversion", "sampling", "unlearning"},
+    {"evaluation", "gallery", "inversion", "sampling", "unlearning"},
     {"cli", "__main__"},
 ]
 """Modules of ine from the ground up; each imports from its own layer and those before it."""

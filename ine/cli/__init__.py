@@ -30,7 +30,7 @@ COMMANDS = {
     ),
     "unlearn": ("ine.cli.unlearn", "unlearn", "Make an unlearned model where none is published."),
     "demo": ("ine.cli.demo", "demo", "Tell the whole story on the bundled model, with a report."),
-    "embedding": ("ine.cli.embedding", "embedding", "Look into embedding files, convert, verify."),
+    "embedding": ("ine.cli.embedding", "embedding", "Look into embedding files."),
     "recipe": ("ine.cli.recipe", "recipe", "List, show, check and copy concept recipes."),
 }
 """Name -> (module, attribute, one line for `ine --help`), in the order of a user's work."""

@@ -36,9 +36,10 @@ def spread(items, count):
 def projection(tensor):
     """Return sum(signs * x) / |x| for a fixed pattern of signs; of the order of 1."""
     flat = tensor.detach().flatten().double().cpu()
-    index = torch.arange(flat.numel(), dtype=torch.int64)
-    # A multiplicative hash of the position: the same everywhere, with no generator involved.
-    signs = ((index * 2654435761 >> 13) & 1).double() * 2 - 1
+    # A hash of the position (splitmix64's mixing): the same everywhere, no generator involved.
+    mixed = torch.arange(flat.numel(), dtype=torch.int64) * -7046029254386353131
+    mixed = (mixed ^ (mixed >> 30)) * -4658895280553007687
+    signs = ((mixed >> 33) & 1).double() * 2 - 1
     return (flat @ signs / flat.norm().clamp_min(1e-12)).item()
 
 

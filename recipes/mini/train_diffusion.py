@@ -152,7 +152,12 @@ def run(world, folder, steps=STEPS):
         with torch.autocast(device.type, torch.bfloat16):
             states = encode(tokenizer, text, words, device)
             out = unet(a.sqrt() * x0 + (1 - a).sqrt() * eps, t, states).sample
-        return (out.float() - eps).pow(2).mean(), {}
+        error = (out.float() - eps).pow(2).mean(dim=(1, 2, 3))
+        # Hang et al. 2023, min-SNR with gamma 5: at low noise the loss is large whatever the
+        # model knows, and would leave little gradient for what is in the picture.
+        snr = a.flatten() / (1 - a.flatten())
+        weight = snr.clamp(max=5) / snr
+        return (weight * error).mean(), {"plain": error.mean().item()}
 
     @torch.no_grad()
     def on_sample(step):
