@@ -47,7 +47,7 @@ class ClipJudge:
         from transformers import CLIPModel, CLIPTokenizer
 
         folder = Path(folder)
-        self.model = CLIPModel.from_pretrained(folder).eval().requires_grad_(False)
+        self.model = CLIPModel.from_pretrained(folder).float().eval().requires_grad_(False)
         tokenizer = CLIPTokenizer.from_pretrained(folder)
         self.objects, self.pairs = dict(objects or {}), dict(pairs or {})
         vision = self.model.config.vision_config
@@ -122,7 +122,7 @@ class ResNetJudge:
         """Load a ResNetForImageClassification folder."""
         from transformers import ResNetForImageClassification
 
-        self.model = ResNetForImageClassification.from_pretrained(folder).eval()
+        self.model = ResNetForImageClassification.from_pretrained(folder).float().eval()
         self.model.requires_grad_(False)
         labels = self.model.config.id2label
         self.labels = [labels[i] for i in range(len(labels))]
