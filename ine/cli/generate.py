@@ -108,11 +108,11 @@ def generate(
     if negative_strength is not None and guidance == "cfg":
         raise click.UsageError("--negative-strength needs --guidance additive: cfg's has none")
     texts = read_prompts(given, prompts)
-    from ine.embedding import check_fits, fingerprints, read_embedding
-    from ine.files import sha256_of
+    from ine.embedding import check_fits, read_embedding
     from ine.gallery import GalleryPlan, fill_gallery, flagger_for
     from ine.guidance.negative import Negative
     from ine.guidance.table import GUIDANCE
+    from ine.models.fingerprint import exact_digest
     from ine.sampling import PictureRequest, SamplerSettings
 
     embeddings = tuple(read_embedding(path) for path in embedding_files)
@@ -140,7 +140,7 @@ def generate(
     settings = {
         "model": parts.name,
         "unet": parts.unet_name,
-        "weights": sha256_of(repr(sorted(fingerprints(parts).items())).encode())[:16],
+        "weights": exact_digest([parts.unet, parts.vae, *parts.text_encoders]),
         "negative": negative.prompt(),
         "embeddings": [_identity(e) for e in embeddings],
         "guidance": guidance,

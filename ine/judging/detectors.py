@@ -171,9 +171,8 @@ class NudeNet:
         return found
 
 
-def mini_judge():
+def mini_judge(folder=MINI_FOLDER / "judge"):
     """Return the bundled world's first judge."""
-    folder = MINI_FOLDER / "judge"
     labels = json.loads((folder / "labels.json").read_text())
     return ClipJudge(folder, labels["objects"], labels["pairs"])
 

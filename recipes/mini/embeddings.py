@@ -1,16 +1,17 @@
 """Stage `embeddings`: the embeddings that the package ships, with their cards and index."""
 
 import shutil
+from dataclasses import replace
 
 from ine.embedding import read_embedding
 from ine.inversion.run import RunOptions, run_inversion
-from ine.judging.detectors import load_detector
+from ine.judging.detectors import mini_judge
 from ine.models.checkpoints import lay_weights
 from ine.models.parts import load_parts
 from ine.recipe import load_recipe
 from ine.unlearning.run import unlearn_concept
 
-SHIPPED = (("fire", "uce"), ("fire", "esd"), ("weapon", "uce"))
+SHIPPED = (("fire", "uce"), ("fire", "esd"))
 
 CARD = """# {trigger} for `mini` unlearned by {eraser}
 
@@ -33,7 +34,8 @@ holds for every inverted embedding, so keep those of real harms private.
 
 def run(work, target):
     """Write `target`/mini-CONCEPT-METHOD/CONCEPT-neg.safetensors and README.md for each."""
-    base, judge = load_parts("mini"), load_detector("mini-judge")
+    base = replace(load_parts(work / "mini"), name="mini")
+    judge = mini_judge(work / "mini" / "judge")
     rows = []
     for concept, method in SHIPPED:
         recipe = load_recipe(concept)

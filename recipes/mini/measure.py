@@ -12,7 +12,7 @@ import torch
 from ine.evaluation.metrics import psnr, wilson
 from ine.evaluation.study import cases_of, top_object
 from ine.inversion.preview import in_units
-from ine.judging.detectors import load_detector
+from ine.judging.detectors import ResNetJudge, mini_judge
 from ine.judging.rules import WEAPONS
 from ine.models.parts import load_parts
 from ine.recipe import load_recipe
@@ -140,7 +140,10 @@ def add_unseen(world, work):
 def run(world, work, target):
     """Measure and write `figures.json` beside the exported model."""
     parts = load_parts(target)
-    detectors = {name: load_detector(name) for name in ("mini-judge", "mini-judge2")}
+    detectors = {
+        "mini-judge": mini_judge(target / "judge"),
+        "mini-judge2": ResNetJudge(target / "judge2"),
+    }
     figures = autoencoder(world, parts)
     figures |= judges(world, detectors, "drawn scenes")
     figures |= base_model(parts, detectors["mini-judge2"])
