@@ -42,12 +42,12 @@ from ine.unlearning.run import unlearn_concept
 log = logging.getLogger("ine")
 
 ATTRIBUTES = ("fire", "snow", "flowers")
-SAMPLER = SamplerSettings(scheduler="ddim", steps=20, guidance_scale=5.0, batch=16)
+SAMPLER = SamplerSettings(scheduler="ddim", steps=20, guidance_scale=5.0, batch=48)
 SETS = ("implying_test", "benign")
 QUICK = (
-    "pictures.count=128",
-    "inversion.steps=600",
-    "inversion.preview_every=300",
+    "pictures.count=96",
+    "inversion.steps=500",
+    "inversion.preview_every=500",
     "inversion.preview_pictures=32",
 )
 """Overrides of the recipe that fit the demo into three minutes on two cores."""
