@@ -1,7 +1,5 @@
 """Stages `latents` and `diffusion`: the U-Net and the text encoder, trained together."""
 
-import json
-
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
@@ -10,7 +8,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 import loop
 from tokens import CONTEXT_LENGTH
-from world import Scene, caption, draw, sample_scene
+from world import caption, draw, read_scenes, sample_scene, write_scenes
 
 SCENES = 60_000
 BATCH = 48
@@ -51,7 +49,7 @@ def write_latents(world, folder, scenes=SCENES):
             with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
                 mean = vae.encode(x).latent_dist.mean
             codes.append((mean.float() * vae.config.scaling_factor).cpu().half().numpy())
-        described = json.dumps([vars(s) for s in drawn])
+        described = write_scenes(drawn)
         piece = target.with_suffix(".part.npz")
         np.savez(piece, latents=np.concatenate(codes), scenes=described)
         piece.replace(target)
@@ -63,10 +61,7 @@ def read_latents(folder):
     for path in sorted((folder / "latents").glob("??.npz")):
         with np.load(path) as data:
             codes.append(data["latents"])
-            scenes += [
-                Scene(**{**s, "objects": tuple(s["objects"])})
-                for s in json.loads(str(data["scenes"]))
-            ]
+            scenes += read_scenes(str(data["scenes"]))
     return torch.from_numpy(np.concatenate(codes)), scenes
 
 

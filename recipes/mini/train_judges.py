@@ -22,7 +22,7 @@ from transformers import (
 
 import loop
 from tokens import CONTEXT_LENGTH
-from world import Scene, caption, draw, noun_phrase, sample_scene
+from world import caption, draw, noun_phrase, read_scenes, sample_scene, write_scenes
 
 BATCH = 64
 STEPS = {"judge": 3600, "judge2": 1800}
@@ -78,7 +78,7 @@ def write_reconstructions(world, folder, count=12_000):
                 y = vae.decode(z).sample.float().clamp(-1, 1)
             found.append(((y + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy())
         piece = target.with_suffix(".part.npz")
-        described = json.dumps([vars(s) for s in scenes])
+        described = write_scenes(scenes)
         np.savez(piece, pictures=np.concatenate(found), scenes=described)
         piece.replace(target)
 
@@ -89,10 +89,7 @@ def read_reconstructions(folder):
     for path in sorted((folder / "reconstructions").glob("??.npz")):
         with np.load(path) as data:
             found.append(data["pictures"])
-            scenes += [
-                Scene(**{**s, "objects": tuple(s["objects"])})
-                for s in json.loads(str(data["scenes"]))
-            ]
+            scenes += read_scenes(str(data["scenes"]))
     return np.concatenate(found), scenes
 
 

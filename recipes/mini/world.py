@@ -36,6 +36,16 @@ class Scene:
     context: str | None = None
 
 
+def write_scenes(scenes):
+    """Return scenes as JSON text."""
+    return json.dumps([vars(s) for s in scenes])
+
+
+def read_scenes(text):
+    """Return the scenes of `write_scenes`' text."""
+    return [Scene(**{**s, "objects": tuple(s["objects"])}) for s in json.loads(text)]
+
+
 class World:
     """`world.yaml` with look-up tables; `icons` maps (set, icon, size) to RGBA arrays."""
 
