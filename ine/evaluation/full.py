@@ -88,7 +88,7 @@ def run_full(folder, *, concepts, methods, count=COUNT, seeds=SEEDS, tell=log.in
             count=count,
             on_cell=lambda text: tell(f"  {text}"),
         )
-        sections.append(base_section(bench, base, tell))
+        sections.append(base_section(bench, base))
         for method in methods:
             tell(f"{concept}, {method.upper()}")
             sections.append(strength_section(bench, base, method, tell))
@@ -133,7 +133,7 @@ def embedding_for(bench, base, unlearned, recipe, name, seed, tell):
     return read_embedding(file)
 
 
-def base_section(bench, base, tell):
+def base_section(bench, base):
     """Words on the base model, where they work: the control that the measure can see it."""
     words = bench.recipe.words.negative_text()
     rows = []

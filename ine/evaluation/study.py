@@ -53,8 +53,6 @@ class CellResult:
     pictures: np.ndarray
     """The first pictures, for the report, (few, H, W, 3) uint8."""
 
-    unet_calls: float
-
     @property
     def clusters(self):
         """Return what is independent: phrase x noun, one label per picture."""
@@ -109,7 +107,6 @@ def run_cell(parts, guidance, cases, sampler, judge, reporter, *, cache=None, ke
         tuning_scores=tuple(judge.scores_of(features)),
         features=features,
         pictures=pictures[:shown],
-        unet_calls=0.0,
     )
     if cache:
         _write_cell(cache, full_key, result)
@@ -138,7 +135,6 @@ def _read_cell(path, key, cases):
             tuning_scores=tuple(about["tuning_scores"]),
             features=data["features"],
             pictures=data["pictures"],
-            unet_calls=0.0,
         )
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from ine.embedding import new_embedding
 from ine.guidance.cfg import ClassifierFree
 from ine.guidance.negative import Negative
+from ine.inversion.concept import share_with
 from ine.inversion.invert import Preview
 from ine.recipe import pairs
 from ine.runtime import seed_for
@@ -94,7 +95,7 @@ def make_preview(parts, recipe, rule, detector, trigger, seed):
         seeds = [seed_for(seed, "tuning", i) for i in range(count)]
 
     def share(pictures):
-        return float(np.mean([rule.fires(scores) for scores in detector(pictures)]))
+        return share_with(rule, detector, pictures)
 
     undefended = None
 
