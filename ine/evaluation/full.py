@@ -5,8 +5,11 @@ Everything is cached by content, so the study can be killed and gone on with, an
 """
 
 import logging
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from filelock import FileLock
 
 from ine.embedding import read_embedding
 from ine.evaluation.defences import UNDEFENDED, Defence, by_embedding, by_text, random_like
@@ -36,15 +39,19 @@ from ine.unlearning.run import unlearn_concept
 
 log = logging.getLogger("ine")
 
-COUNT = 192
+COUNTS = {"fire": 192, "weapon": 96}
+"""Pictures a cell; `weapon` has four test prompts, so more pictures would not narrow much."""
+
 SEEDS = (0, 1, 2)
 STRENGTHS = {
-    "uce": tuple({"erase_scale": s} for s in (0.02, 0.1, 0.5)),
-    "esd": tuple({"iterations": n} for n in (20, 40, 80)),
+    "uce": tuple({"erase_scale": s} for s in (0.05, 0.1, 0.3)),
+    "esd": tuple({"iterations": n} for n in (15, 40, 60)),
 }
 """Settings of the eraser that are shown beside the recipe's own."""
-STRENGTH_SETS = ("explicit", "synonyms", "implying_tuning", "implying_test", "benign")
+STRENGTH_SETS = ("explicit", "synonyms", "implying_test", "benign")
 NEIGHBOURS = ("snow", "flowers")
+CLOSE_UP = ("undefended", "words", "own-0")
+"""Rows, by the start of their name, that are measured on neighbours and twins too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,14 +65,14 @@ class Victim:
     told: str
 
 
-def run_full(folder, *, concepts, methods, count=COUNT, seeds=SEEDS, tell=log.info):
+def run_full(folder, *, concepts, methods, count=None, seeds=SEEDS, tell=log.info):
     """Run the study and write `report.html`, `report.json` and `report.md`.
 
     Args:
         folder: Where everything is kept.
         concepts: Recipe names of the bundled model.
         methods: "uce", "esd".
-        count: Pictures per cell.
+        count: Pictures per cell; by default `COUNTS` of the concept.
         seeds: Inversion seeds.
         tell: Called with a line about every stage.
 
@@ -85,19 +92,19 @@ def run_full(folder, *, concepts, methods, count=COUNT, seeds=SEEDS, tell=log.in
             rule=find_rule(recipe.pictures.rule),
             sampler=SAMPLER,
             folder=folder / concept,
-            count=count,
+            count=count or COUNTS[concept],
             on_cell=lambda text: tell(f"  {text}"),
         )
-        sections.append(base_section(bench, base))
         for method in methods:
             tell(f"{concept}, {method.upper()}")
             sections.append(strength_section(bench, base, method, tell))
             sections.append(defence_section(bench, base, method, seeds, tell))
+        sections.append(base_section(bench, base))
     report = Report(
         title="ine demo --full",
         lead=(
             f"{', '.join(concepts)} unlearned by {', '.join(m.upper() for m in methods)} on the "
-            f"bundled model; {count} pictures a cell, {len(seeds)} inversion seeds."
+            f"bundled model; {len(seeds)} inversion seeds."
         ),
         sections=sections,
         provenance={
@@ -109,14 +116,23 @@ def run_full(folder, *, concepts, methods, count=COUNT, seeds=SEEDS, tell=log.in
     return write_report(report, folder)
 
 
+@contextmanager
+def made_once(file):
+    """Hold a lock beside a file, so that of several processes one makes it and the others wait."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(file.with_name(f".{file.name}.lock")):
+        yield
+
+
 def victim(bench, base, method, settings, tell):
     """Return the model unlearned with settings, made once."""
     own = dict(getattr(bench.recipe.erase, method)) | settings
     name = "-".join([method, *(f"{k}{v}" for k, v in settings.items())])
     file = bench.folder / "unlearned" / f"{bench.recipe.name}-{name}.safetensors"
-    if not file.exists():
-        tell(f"  unlearning {file.name}")
-        unlearn_concept(base, bench.recipe, method, own, file)
+    with made_once(file):
+        if not file.exists():
+            tell(f"  unlearning {file.name}")
+            unlearn_concept(base, bench.recipe, method, own, file)
     parts, weights = lay_weights(base, file)
     key = f"{name}-{file_key(file)}"
     return Victim(method=method, parts=parts, key=key, file=file, told=weights.describe())
@@ -126,10 +142,11 @@ def embedding_for(bench, base, unlearned, recipe, name, seed, tell):
     """Return the embedding of a recipe on a model, inverted once and kept as a file."""
     trigger = f"{recipe.name}-neg"
     file = bench.folder / "embeddings" / name / f"{trigger}.safetensors"
-    if not file.exists():
-        tell(f"  inverting {name}")
-        options = RunOptions(out=file, trigger=trigger, seed=seed)
-        run_inversion(base, unlearned, recipe, options, bench.judge)
+    with made_once(file):
+        if not file.exists():
+            tell(f"  inverting {name}")
+            options = RunOptions(out=file, trigger=trigger, seed=seed)
+            run_inversion(base, unlearned, recipe, options, bench.judge)
     return read_embedding(file)
 
 
@@ -138,7 +155,8 @@ def base_section(bench, base):
     words = bench.recipe.words.negative_text()
     rows = []
     for defence in (UNDEFENDED, by_text("words", words), by_text("words", words, 7.0)):
-        found = [bench.run(base, "base", defence, name) for name in STRENGTH_SETS]
+        with made_once(bench.folder / f"base-{defence.name}"):
+            found = [bench.run(base, "base", defence, name) for name in STRENGTH_SETS]
         rows.append([defence.label, *share_row(bench, found)])
     return Section(
         f"{bench.recipe.name}: the base model, nothing unlearned",
@@ -275,13 +293,14 @@ def defence_section(bench, base, method, seeds, tell):
     model = victim(bench, base, method, {}, tell)
     defences, own = defences_for(bench, base, model, seeds, tell)
     twins = "twins_test" in recipe.prompt_sets
-    sets = ["implying_test", "benign", *NEIGHBOURS, *(["twins_test"] if twins else [])]
+    sets = ["implying_test", "benign"]
+    near = [*NEIGHBOURS, *(["twins_test"] if twins else [])]
     cells = {
         (d.name, name): bench.run(model.parts, model.key, d, name)
         for d in defences
-        for name in sets
+        for name in [*sets, *(near if d.name.startswith(CLOSE_UP) else [])]
     }
-    table = main_table(bench, defences, cells, twins, model)
+    table = main_table(bench, defences, cells, model)
     revived = revive(model.parts, recipe, own[0].vectors, own[0].trigger, 96, bench.sampler, 12345)
     share = sum(bench.rule.fires(s) for s in bench.reporter(revived)) / len(revived)
     shown = [d for d in defences if not d.name.startswith(("own-1", "own-2", "n1"))]
@@ -304,7 +323,7 @@ def defence_section(bench, base, method, seeds, tell):
     )
 
 
-def main_table(bench, defences: list[Defence], cells, twins, model):
+def main_table(bench, defences: list[Defence], cells, model):
     """Return concept left, subject, benign and neighbours for every defence."""
     rows = []
     implied_subjects = any(c.noun for c in bench.cases("implying_test"))
@@ -313,8 +332,10 @@ def main_table(bench, defences: list[Defence], cells, twins, model):
         row = [d.label, concept_share(implied, bench.rule)]
         row.append(subject_share(implied, ATTRIBUTES) if implied_subjects else "-")
         row.append(subject_share(benign, ATTRIBUTES))
-        row += [attribute_share(cells[d.name, n], n) for n in NEIGHBOURS]
-        row.append(subject_share(cells[d.name, "twins_test"], ATTRIBUTES) if twins else "-")
+        near = {n: cells.get((d.name, n)) for n in (*NEIGHBOURS, "twins_test")}
+        row += [attribute_share(near[n], n) if near[n] else "-" for n in NEIGHBOURS]
+        twin = near["twins_test"]
+        row.append(subject_share(twin, ATTRIBUTES) if twin else "-")
         row.append(
             preservation(benign, cells["undefended", "benign"]) if d.guidance else "1 by definition"
         )

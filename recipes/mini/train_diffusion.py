@@ -8,7 +8,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 import loop
 from tokens import CONTEXT_LENGTH
-from world import caption, draw, read_scenes, sample_scene, write_scenes
+from world import caption, draw, read_pieces, sample_scene, write_piece
 
 SCENES = 60_000
 BATCH = 48
@@ -49,20 +49,7 @@ def write_latents(world, folder, scenes=SCENES):
             with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
                 mean = vae.encode(x).latent_dist.mean
             codes.append((mean.float() * vae.config.scaling_factor).cpu().half().numpy())
-        described = write_scenes(drawn)
-        piece = target.with_suffix(".part.npz")
-        np.savez(piece, latents=np.concatenate(codes), scenes=described)
-        piece.replace(target)
-
-
-def read_latents(folder):
-    """Return (latents float16 (n, 16, 8, 8), scenes)."""
-    codes, scenes = [], []
-    for path in sorted((folder / "latents").glob("??.npz")):
-        with np.load(path) as data:
-            codes.append(data["latents"])
-            scenes += read_scenes(str(data["scenes"]))
-    return torch.from_numpy(np.concatenate(codes)), scenes
+        write_piece(target, drawn, latents=np.concatenate(codes))
 
 
 def build(tokenizer):
@@ -129,7 +116,7 @@ def run(world, folder, steps=STEPS):
     _, _, device = loop.start_processes()
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
     vae = AutoencoderKL.from_pretrained(folder / "vae").to(device)
-    codes, scenes = read_latents(folder)
+    codes, scenes = read_pieces(folder / "latents", "latents")
     text, unet = build(tokenizer)
     text.to(device), unet.to(device)
     abar = DDIMScheduler(**BETAS).alphas_cumprod.to(device)
@@ -139,7 +126,7 @@ def run(world, folder, steps=STEPS):
         picked = rng.integers(len(scenes), size=BATCH)
         words = [caption(world, scenes[i], rng) if rng.random() > 0.1 else "" for i in picked]
         generator = torch.Generator().manual_seed(seed)
-        x0 = codes[torch.from_numpy(picked)].float()
+        x0 = torch.from_numpy(codes[picked]).float()
         eps = torch.randn(x0.shape, generator=generator)
         t = torch.randint(0, 1000, (BATCH,), generator=generator)
         x0, eps, t = x0.to(device), eps.to(device), t.to(device)

@@ -22,7 +22,7 @@ from transformers import (
 
 import loop
 from tokens import CONTEXT_LENGTH
-from world import caption, draw, noun_phrase, read_scenes, sample_scene, write_scenes
+from world import caption, draw, noun_phrase, read_pieces, sample_scene, write_piece
 
 BATCH = 64
 STEPS = {"judge": 3600, "judge2": 1800}
@@ -77,20 +77,7 @@ def write_reconstructions(world, folder, count=12_000):
                 z = z + torch.from_numpy(size * rng.standard_normal(z.shape)).to(z)
                 y = vae.decode(z).sample.float().clamp(-1, 1)
             found.append(((y + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy())
-        piece = target.with_suffix(".part.npz")
-        described = write_scenes(scenes)
-        np.savez(piece, pictures=np.concatenate(found), scenes=described)
-        piece.replace(target)
-
-
-def read_reconstructions(folder):
-    """Return (pictures uint8 (n, 64, 64, 3), scenes)."""
-    found, scenes = [], []
-    for path in sorted((folder / "reconstructions").glob("??.npz")):
-        with np.load(path) as data:
-            found.append(data["pictures"])
-            scenes += read_scenes(str(data["scenes"]))
-    return np.concatenate(found), scenes
+        write_piece(target, scenes, pictures=np.concatenate(found))
 
 
 def pictures(world, decoded, rng, count):
@@ -167,7 +154,7 @@ def run_clip(world, folder, steps=STEPS["judge"]):
     torch.manual_seed(11)
     loop.start_processes()
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
-    decoded = read_reconstructions(folder)
+    decoded = read_pieces(folder / "reconstructions", "pictures")
     clip = build_clip(tokenizer)
 
     def loss_of(step, seed):
@@ -231,7 +218,7 @@ def run_resnet(world, folder, steps=STEPS["judge2"]):
     """Train the second judge; write `folder/judge2`."""
     torch.manual_seed(23)
     loop.start_processes()
-    decoded = read_reconstructions(folder)
+    decoded = read_pieces(folder / "reconstructions", "pictures")
     net = build_resnet(world).train()
 
     def loss_of(step, seed):

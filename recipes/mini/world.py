@@ -46,6 +46,23 @@ def read_scenes(text):
     return [Scene(**{**s, "objects": tuple(s["objects"])}) for s in json.loads(text)]
 
 
+def write_piece(path, scenes, **arrays):
+    """Write scenes and an array about them to one .npz, whole or not at all."""
+    part = path.with_suffix(".part.npz")
+    np.savez(part, scenes=write_scenes(scenes), **arrays)
+    part.replace(path)
+
+
+def read_pieces(folder, name):
+    """Return (the array `name` of all pieces, scenes) of a folder."""
+    arrays, scenes = [], []
+    for path in sorted(folder.glob("??.npz")):
+        with np.load(path) as data:
+            arrays.append(data[name])
+            scenes += read_scenes(str(data["scenes"]))
+    return np.concatenate(arrays), scenes
+
+
 class World:
     """`world.yaml` with look-up tables; `icons` maps (set, icon, size) to RGBA arrays."""
 
