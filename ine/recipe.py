@@ -101,7 +101,7 @@ class Inversion(_Section):
     """AdamW's weight decay; more than 0 shrinks the vectors."""
 
     init: str = "mean"
-    """ "mean" of the token table, or words whose vectors are the start."""
+    """ "mean" of the token table, words whose vectors are the start, or an embedding file."""
 
     init_noise: Annotated[float, Field(ge=0)] = 0.01
     """Spread of the noise added to the start, so that several vectors part."""
@@ -190,8 +190,9 @@ class ConceptRecipe(_Section):
     prompt_nouns: Names = ("",)
     """Nouns for the prompt sets."""
 
-    strength: Annotated[float, Field(ge=0)] = 7.0
-    """Strength s of the additive form that suits the concept, chosen on the tuning prompts."""
+    strength: Annotated[float, Field(ge=0)] | None = None
+    """Strength s of the additive form that suits the concept, chosen on the tuning prompts; None
+    where nobody has measured it, which is w - 1 as in plain guidance."""
 
     plural: Names = ()
     """Nouns that take no article."""

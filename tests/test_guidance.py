@@ -1,13 +1,14 @@
 """Guidance: algebra of the formulas, what the U-Net is asked, and what is done to nothing."""
 
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
 
 from ine.embedding import new_embedding
 from ine.errors import EmbeddingError
-from ine.guidance.additive import Additive, additive
+from ine.guidance.additive import Additive, additive, suggested_strength
 from ine.guidance.cfg import ClassifierFree, classifier_free
 from ine.guidance.negative import Negative
 from ine.guidance.protocol import Step, Wanted
@@ -154,6 +155,23 @@ def test_a_negative_equal_to_the_prompt_leaves_the_prompts_prediction(tiny_parts
     assert (plain - alone).abs().max() > 1e-2
 
 
+def test_additive_without_a_strength_is_as_strong_as_plain_guidance(tiny_parts, embedding):
+    negative = Negative("", (embedding,))
+    free, _, _ = sample(tiny_parts, Additive(negative))
+    tied, _, _ = sample(tiny_parts, ClassifierFree(negative))
+    assert torch.allclose(free, tied, atol=1e-5)
+
+
+def test_an_embedding_suggests_the_strength_that_its_header_states(embedding):
+    stated = [
+        replace(embedding, trigger=f"t-{s}", metadata={"ine.strength": s}) for s in ("3.0", "2.5")
+    ]
+    assert suggested_strength(stated) == 3.0
+    assert suggested_strength([embedding]) is None
+    broken = replace(embedding, metadata={"ine.strength": "strong"})
+    assert suggested_strength([broken]) is None
+
+
 def test_additive_at_strength_zero_is_plain_guidance(tiny_parts, embedding):
     negative = Negative(embeddings=(embedding,))
     plain, _, _ = sample(tiny_parts, ClassifierFree())
@@ -231,5 +249,5 @@ def test_sampling_with_an_embedding_leaves_the_model_as_it_was(tiny_parts, embed
 def test_the_table_builds_every_method():
     negative = Negative("blurry")
     assert GUIDANCE["cfg"](negative, None) == ClassifierFree(negative)
-    assert GUIDANCE["additive"](negative, None) == Additive(negative, strength=7.0)
+    assert GUIDANCE["additive"](negative, None) == Additive(negative)
     assert GUIDANCE["additive"](negative, 0.0) == Additive(negative, strength=0.0)

@@ -46,10 +46,17 @@ def demo(out, full, concepts, methods, seed, as_json):
     """
     from ine.evaluation.report import text_table
 
+    if not full and (concepts or methods):
+        raise click.UsageError("--concept and --method choose parts of --full; give --full too")
+    if full and seed:
+        raise click.UsageError("--seed is for the quick demo; --full runs several seeds of its own")
     if full:
         from ine.evaluation.full import run_full
 
         path = run_full(out, concepts=concepts or ("fire", "weapon"), methods=methods or METHODS)
+        if as_json:
+            click.echo((path.parent / "report.json").read_text())
+            return
         click.echo(f"report: {path}")
         return
     from ine.evaluation.demo import run_demo

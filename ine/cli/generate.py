@@ -40,7 +40,7 @@ log = logging.getLogger("ine")
     "--negative-strength",
     type=click.FloatRange(min=0),
     metavar="S",
-    help="additive: strength of the negative (default 7).",
+    help="additive: strength of the negative (default: what the embedding states, else W - 1).",
 )
 @options.unet
 @options.model
@@ -110,6 +110,7 @@ def generate(
     texts = read_prompts(given, prompts)
     from ine.embedding import check_fits, read_embedding
     from ine.gallery import GalleryPlan, fill_gallery, flagger_for
+    from ine.guidance.additive import suggested_strength
     from ine.guidance.negative import Negative
     from ine.guidance.table import GUIDANCE
     from ine.models.fingerprint import exact_digest
@@ -131,6 +132,10 @@ def generate(
         guidance_scale=guidance_scale or (5.0 if small else 7.5),
         batch=batch or (16 if small else 4),
     )
+    if guidance == "additive" and negative_strength is None:
+        negative_strength = suggested_strength(embeddings)
+        if negative_strength is not None:
+            log.info("negative strength %g (from the embedding)", negative_strength)
     negative = Negative(negative_prompt, embeddings)
     requests = tuple(
         PictureRequest(prompt=text, seed=seed + k)

@@ -274,7 +274,7 @@ def poster(bench, defences, cells, columns=8):
 
 def demo_report(bench, defences, cells, table, laid, embedding, method, seed):
     """Return the report of the quick demo: pictures, figures, how to go on."""
-    concept = bench.recipe.name
+    concept, folder = bench.recipe.name, bench.folder
     shares = {row[0]: row[1].value for row in table.rows}
     first, words, plain, strong = (shares[d.label] for d in defences)
     lead = (
@@ -320,7 +320,9 @@ def demo_report(bench, defences, cells, table, laid, embedding, method, seed):
             ),
             (
                 "Pictures with the embedding as the negative:",
-                f'ine generate --negative-embedding {concept}-neg.safetensors --prompt "..."',
+                f"ine generate --unet {folder}/{concept}-{method}.safetensors "
+                f"--negative-embedding {folder}/{concept}-neg.safetensors "
+                f'--prompt "a dog at the forge" --out pictures',
             ),
             ("Both erasers, all controls, several seeds:", "ine demo --full"),
         ],

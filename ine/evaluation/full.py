@@ -6,7 +6,7 @@ Everything is cached by content, so the study can be killed and gone on with, an
 
 import logging
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from filelock import FileLock
@@ -183,8 +183,11 @@ def share_row(bench, found):
 def strength_section(bench, base, method, tell):
     """What the eraser leaves at several strengths; the recipe's own is the one studied."""
     rows = []
+    half = replace(bench, count=bench.count // 2)
     for settings in ({}, *STRENGTHS[method]):
         model = victim(bench, base, method, settings, tell)
+        # Half the pictures where only the trend matters.
+        bench = half if settings else bench
         found = [bench.run(model.parts, model.key, UNDEFENDED, n) for n in STRENGTH_SETS]
         near = [bench.run(model.parts, model.key, UNDEFENDED, n) for n in NEIGHBOURS]
         label = ", ".join(f"{k} {v}" for k, v in settings.items()) or "the recipe's own"
@@ -195,7 +198,8 @@ def strength_section(bench, base, method, tell):
         tables=[
             Table(
                 f"{method.upper()} by strength",
-                "Strength is chosen by explicit and benign prompts alone; the rest is what it is.",
+                "Strength is chosen by explicit and benign prompts alone; the rest is what it is. "
+                f"{half.count} pictures a cell for strengths that are not the recipe's.",
                 [
                     "strength",
                     *STRENGTH_SETS[:-1],
@@ -215,7 +219,7 @@ def chosen_words(bench, model):
     The baseline is to be as strong as it can be: every explicit phrase alone, said of a picture,
     and all of them in one list.
     """
-    words = bench.recipe.words
+    words, bench = bench.recipe.words, replace(bench, count=bench.count // 2)
     said = [f"a picture {w}" for w in words.explicit if not w.startswith("a ")]
     options = list(dict.fromkeys([*words.explicit, *said, ", ".join(words.explicit)]))
     shares = {}

@@ -19,12 +19,22 @@ def additive(empty, positive, negative, scale, strength):
     return empty + scale * (positive - empty) - strength * (negative - empty)
 
 
+def suggested_strength(embeddings):
+    """Return the largest strength that embeddings state in their headers; None if none does."""
+    stated = [e.metadata.get("ine.strength") for e in embeddings]
+    try:
+        return max((float(s) for s in stated if s), default=None)
+    except ValueError:
+        return None
+
+
 @dataclass(frozen=True)
 class Additive:
-    """Additive guidance; `strength` is s, in units of w (7 is a good start at w = 5)."""
+    """Additive guidance."""
 
     negative: Negative = field(default_factory=Negative)
-    strength: float = 7.0
+    strength: float | None = None
+    """s, in units of w. None is w - 1, the strength that a negative has in plain guidance."""
 
     @contextmanager
     def begin(self, prompts):
@@ -35,7 +45,7 @@ class Additive:
             negative=self.negative.condition(prompts).repeat(count),
             empty=prompts.encode([""]).repeat(count),
             scale=prompts.scale,
-            strength=self.strength,
+            strength=prompts.scale - 1 if self.strength is None else self.strength,
         )
 
 

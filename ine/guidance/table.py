@@ -5,8 +5,6 @@ from ine.guidance.cfg import ClassifierFree
 
 GUIDANCE = {
     "cfg": lambda negative, strength: ClassifierFree(negative),
-    "additive": lambda negative, strength: Additive(
-        negative, **({} if strength is None else {"strength": strength})
-    ),
+    "additive": Additive,
 }
 """Name -> function of (Negative, strength or None) that returns a `Guidance`."""

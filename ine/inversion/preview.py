@@ -94,6 +94,9 @@ def make_preview(parts, recipe, rule, detector, trigger, seed):
         prompts = [recipe.fill(template, noun) for template, noun in chosen]
         seeds = [seed_for(seed, "tuning", i) for i in range(count)]
 
+    # What recipes about people never want to see is kept away here too.
+    unwanted = recipe.pictures.negative_prompt
+
     def share(pictures):
         return share_with(rule, detector, pictures)
 
@@ -101,13 +104,18 @@ def make_preview(parts, recipe, rule, detector, trigger, seed):
 
     def preview(vectors, step):
         nonlocal undefended
-        recovery = share(revive(parts, recipe, vectors, trigger, count, settings, seed))
+        recovery = share(
+            revive(
+                parts, recipe, vectors, trigger, count, settings, seed, negative=Negative(unwanted)
+            )
+        )
         left = None
         if tuning:
             if undefended is None:
-                undefended = share(in_units(parts, prompts, seeds, None, settings))
+                plain = ClassifierFree(Negative(unwanted))
+                undefended = share(in_units(parts, prompts, seeds, plain, settings))
             embedding = new_embedding(tuple(vectors), trigger, recipe.name)
-            guidance = ClassifierFree(Negative("", (embedding,)))
+            guidance = ClassifierFree(Negative(unwanted, (embedding,)))
             left = share(in_units(parts, prompts, seeds, guidance, settings))
         return Preview(step=step, recovery=recovery, left=left, undefended=undefended)
 
