@@ -268,7 +268,8 @@ def _is_safetensors(path):
         raise EmbeddingError(
             f"{path}: is a git-lfs pointer, not the file itself; run `git lfs pull` in its folder"
         )
-    if head.lstrip().lower().startswith((b"<!doctype", b"<html")):
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
         raise EmbeddingError(
             f"{path}: is a web page, not an embedding; the download went wrong, get the file "
             "itself (on a hub, the link 'download', not the page)"

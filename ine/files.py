@@ -73,6 +73,16 @@ def check_free(path, force=False):
         raise OutputError(f"{path}: exists already; give --force to replace it, or another --out")
 
 
+def check_suffix(path, suffix=".safetensors"):
+    """Raise `OutputError` if an embedding's path has another extension than UIs look for."""
+    path = Path(path)
+    if path.suffix != suffix:
+        raise OutputError(
+            f"{path}: embeddings are written as {suffix}, by which UIs know them; use "
+            f"{path.stem or 'NAME'}{suffix}"
+        )
+
+
 def sha256_of(*chunks):
     """Return the SHA-256 of byte strings, as 64 hex digits."""
     digest = hashlib.sha256()

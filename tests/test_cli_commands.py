@@ -203,7 +203,8 @@ def test_the_embedding_changes_the_picture(run_ine, place, embedding_file, tiny_
     run_ine(*common, "--out", "again")
     negative = ("--negative-embedding", embedding_file)
     run_ine(*common, "--out", "neg", *negative)
-    run_ine(*common, "--out", "additive", *negative, "--guidance", "additive")
+    free = ("--guidance", "additive", "--negative-strength", 3)
+    run_ine(*common, "--out", "additive", *negative, *free)
     made = {p.parent.name: read_picture(p, 16) for p in place.glob("*/00000-seed0.png")}
     assert np.array_equal(made["plain"], made["again"])
     for one, other in (("plain", "neg"), ("neg", "additive"), ("plain", "additive")):
@@ -321,12 +322,28 @@ def test_a_dry_run_of_unlearn_shows_all_settings(run_ine, place, recipe_file):
     assert files(place) == []
 
 
+def test_a_dry_run_says_whether_the_detector_is_there(run_ine, place, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(place / "cache"))
+    monkeypatch.setitem(sys.modules, "nudenet", None)
+    for concept, words in (
+        ("violence", "# detector 'clip-violence' needs the CLIP model openai/clip-vit-large"),
+        ("nudity", "# detector 'nudenet' is not installed"),
+        ("fire", "# detector 'mini-judge' is on this machine"),
+    ):
+        done = run_ine("invert", "--concept", concept, "--dry-run")
+        assert done.exit_code == 0, done.stderr
+        assert words in done.stdout
+    assert files(place) == []
+
+
 @pytest.mark.parametrize(
     ("args", "code", "words"),
     [
         (("--set", "pictures.rule=mini-fier@0.5"), 3, "did you mean 'mini-fire@0.5'"),
         (("--set", "inversion.stpes=5"), 3, "did you mean 'steps'"),
         (("--trigger", "Fire"), 6, "for example"),
+        (("--out", "fire-neg.pt"), 9, "use fire-neg.safetensors"),
+        (("--images", "nowhere"), 7, "nowhere: no such folder"),
     ],
 )
 def test_a_dry_run_refuses_what_the_run_would(run_ine, place, recipe_file, args, code, words):
@@ -356,7 +373,8 @@ def test_nudity_on_a_tiny_model_from_end_to_end(
         )
     command = (
         *("invert", "--concept", "nudity", "--model", tiny_folder, "--unet", unlearned_file),
-        *SMALL,
+        # The tiny vocabulary spells words out; the recipe's own text would not fit beside vectors.
+        *("--set", "pictures.negative_prompt=child", *SMALL),
     )
     done = run_ine(*command)
     assert done.exit_code == 0, done.stderr
@@ -539,10 +557,39 @@ def test_the_trap_of_the_malicious_pickle_works(place):
     assert (place / "executed").is_dir()
 
 
-def test_weights_that_are_not_there_are_a_usage_error(run_ine, place):
-    done = run_ine("generate", "--unet", "no-such.pt", "--prompt", "a dog")
-    assert done.exit_code == 2
-    assert "no-such.pt" in done.stderr
+@pytest.mark.parametrize("more", [(), ("--model", "/nowhere"), ("--dry-run",)])
+def test_weights_that_are_not_there(run_ine, place, recipe_file, more):
+    given = ("--concept", recipe_file) if "--dry-run" in more else ("--prompt", "a dog")
+    command = "invert" if "--dry-run" in more else "generate"
+    done = run_ine(command, "--unet", "no-such.pt", *given, *more)
+    assert done.exit_code == 5
+    assert "no-such.pt: no such file; give the unlearned UNet's weights" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"), [("html", "web page"), ("lora", "LoRA"), ("wide", "a token embedding")]
+)
+def test_what_is_wrong_with_weights_comes_before_their_base(
+    run_ine, place, unlearned_file, kind, words
+):
+    path = damaged(kind, place, unlearned_file)
+    done = run_ine("generate", "--unet", path, "--prompt", "a dog")
+    assert done.exit_code == 5, done.output
+    assert words in done.stderr
+
+
+def test_a_pickle_without_a_base_is_refused_as_a_pickle(run_ine, place):
+    torch.save({"conv_in.weight": Bomb(place / "executed")}, place / "bad.pt")
+    done = run_ine("generate", "--unet", "bad.pt", "--prompt", "a dog")
+    assert done.exit_code == 5
+    assert "not executed" in done.stderr
+
+
+def test_weights_that_name_no_base_are_named(run_ine, place, unlearned_file):
+    done = run_ine("generate", "--unet", unlearned_file, "--prompt", "a dog")
+    assert done.exit_code == 4
+    assert f"{unlearned_file} does not say what it was made for; give --model" in done.stderr
+    assert "embedding" not in done.stderr
 
 
 def test_an_embedding_that_is_not_there(run_ine, place):
@@ -698,6 +745,15 @@ def test_what_exists_is_replaced_only_when_told_to(run_ine, place, recipe_file, 
     assert run_ine("invert", "--concept", recipe_file, *short, "--force").exit_code == 0
     assert run_ine("unlearn", "--concept", recipe_file, "--force").exit_code == 0
     assert read_embedding("fire-neg.safetensors").count == 2
+
+
+def test_pictures_of_the_user_are_not_replaced(run_ine, place, tiny_folder):
+    (place / "pictures").mkdir()
+    (place / "pictures" / "00000-seed0.png").write_text("mine")
+    done = run_ine("generate", "--model", tiny_folder, "--prompt", "x", "--steps", 1)
+    assert done.exit_code == 9
+    assert "00000-seed0.png" in done.stderr
+    assert (place / "pictures" / "00000-seed0.png").read_text() == "mine"
 
 
 def test_a_folder_of_other_pictures_is_kept(run_ine, place, tiny_folder):

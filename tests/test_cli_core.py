@@ -186,7 +186,6 @@ def everything(**values):
         ["--seed", str(2**32)],
         ["--set", "steps"],
         ["--set", "=3"],
-        ["--unet", "no-such-file.pt"],
     ],
 )
 def test_shared_options_refuse_what_cannot_be(args):

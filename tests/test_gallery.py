@@ -277,6 +277,8 @@ def test_what_is_flagged_is_blurred_in_the_sheet_only(studio, tmp_path):
 
 def test_a_detector_is_asked_for_concepts_about_people_only(monkeypatch, caplog):
     assert flagger_for(["fire", "weapon", "somebody-elses"]) is None
+    assert flagger_for(["nudity-neg"]) is not None
+    assert flagger_for(["fire"], ["mini-fire@0.5"]) is not None
 
     def missing(name):
         raise OutputError(f"no {name} here")
@@ -285,3 +287,69 @@ def test_a_detector_is_asked_for_concepts_about_people_only(monkeypatch, caplog)
     flags = flagger_for(["fire", "nudity"])
     assert flags(np.zeros((2, 16, 16, 3), np.uint8)) == [None, None]
     assert "all pictures of sheet.png are blurred" in caplog.text
+
+
+# Files of other origin
+
+
+@pytest.mark.parametrize("name", [file_name(1, 8), "sheet.png"])
+def test_files_of_the_user_are_replaced_only_by_force(studio, tmp_path, name):
+    (tmp_path / name).write_bytes(b"mine")
+    with pytest.raises(OutputError, match=rf"holds {name}, not made by this command.*--force"):
+        studio.fill(tmp_path)
+    assert studio.pictures == 0
+    assert content(tmp_path) == {name: b"mine"}
+    studio.fill(tmp_path, force=True)
+    assert studio.pictures == 5
+    assert b"mine" not in content(tmp_path).values()
+
+
+def test_many_files_of_the_user_are_named_in_short(studio, tmp_path):
+    for i in range(5):
+        (tmp_path / file_name(i, 7 + i)).write_bytes(b"mine")
+    with pytest.raises(OutputError, match=r"00002-seed9\.png and 2 more, not made by this"):
+        studio.fill(tmp_path)
+
+
+def test_other_files_of_the_user_are_in_nobodys_way(studio, tmp_path):
+    (tmp_path / "holiday.png").write_bytes(b"mine")
+    studio.fill(tmp_path)
+    assert content(tmp_path)["holiday.png"] == b"mine"
+
+
+def test_a_picture_that_was_exchanged_is_not_taken_for_made(studio, tmp_path):
+    """One of the user, and one of another run that lost its index."""
+    studio.fill(tmp_path / "out")
+    whole = content(tmp_path / "out")
+    studio.fill(tmp_path / "other", plan_of(guidance_scale=6.0))
+    name = file_name(2, 9)
+    for data in (b"mine", (tmp_path / "other" / name).read_bytes()):
+        (tmp_path / "out" / name).write_bytes(data)
+        with pytest.raises(OutputError, match=f"holds {name}, not made by this command"):
+            studio.fill(tmp_path / "out")
+        assert (tmp_path / "out" / name).read_bytes() == data
+        studio.fill(tmp_path / "out", force=True)
+        assert studio.pictures == 2
+        assert content(tmp_path / "out") == whole
+
+
+def test_pictures_of_another_run_without_their_index_are_kept(studio, tmp_path):
+    studio.fill(tmp_path, plan_of(guidance_scale=6.0))
+    for name in ("index.jsonl", "sheet.png"):
+        (tmp_path / name).unlink()
+    before = content(tmp_path)
+    with pytest.raises(OutputError, match="not made by this command"):
+        studio.fill(tmp_path)
+    assert content(tmp_path) == before
+
+
+def test_a_folder_in_a_pictures_place_cannot_be_replaced(studio, tmp_path):
+    (tmp_path / file_name(0, 7)).mkdir()
+    with pytest.raises(OutputError, match="cannot be replaced"):
+        studio.fill(tmp_path, force=True)
+
+
+def test_a_plan_without_requests_is_a_mistake_of_the_caller(studio, tmp_path):
+    with pytest.raises(ValueError, match="at least one request"):
+        studio.fill(tmp_path / "out", plan_of(()))
+    assert not (tmp_path / "out").exists()

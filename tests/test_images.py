@@ -335,3 +335,24 @@ def test_a_file_that_is_no_cache(tmp_path, moments, kind):
         path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(PicturesError, match=r"a\.safetensors: is not a cache of pictures"):
         load_pictures(path, "key")
+
+
+def test_pictures_of_kinds_that_are_not_read_are_named(folder, tiny_parts, caplog):
+    for name in ("a.heic", "b.TIFF", "notes.txt", ".c.tif"):
+        (folder / name).touch()
+    assert read_folder(tiny_parts, folder, batch=4).names == ("a.png", "b.png", "c.png")
+    assert "passed over a.heic, b.TIFF; to use them, convert them to PNG or JPEG" in caplog.text
+    assert "notes.txt" not in caplog.text
+
+
+def test_nothing_is_said_where_all_pictures_are_read(folder, tiny_parts, caplog):
+    read_folder(tiny_parts, folder, batch=4)
+    assert "passed over" not in caplog.text
+
+
+def test_a_folder_of_tiff_alone_asks_to_convert_them(tmp_path):
+    for number in range(7):
+        (tmp_path / f"{number}.tif").touch()
+    message = r"no pictures found.*holds 0\.tif, .*4\.tif and 2 more, convert them to PNG"
+    with pytest.raises(PicturesError, match=message):
+        list_pictures(tmp_path)

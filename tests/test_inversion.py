@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import ine.inversion.invert as loop
 from ine.embedding import new_embedding, read_embedding, write_embedding
-from ine.errors import EmbeddingError, IneError, OutputError, PicturesError
+from ine.errors import EmbeddingError, IneError, OutputError, PicturesError, RecipeError
 from ine.inversion.concept import concept_requests, make_pictures, share_with
 from ine.inversion.images import ConceptPictures
 from ine.inversion.invert import (
@@ -785,8 +785,11 @@ def test_a_preview_asks_the_same_every_time_and_the_undefended_once(
     assert all(TRIGGER in prompt for prompt in recovery[0])
     assert not any(TRIGGER in prompt for prompt in left[0])
     assert undefended[:2] == left[:2] == left_again[:2]
-    assert undefended[2] is None
-    assert left[2].negative.prompt() == TRIGGER
+    # What the recipe never wants to see is kept out of previews as well.
+    unwanted = recipe.pictures.negative_prompt
+    assert unwanted
+    assert recovery[2].negative.prompt() == undefended[2].negative.prompt() == unwanted
+    assert left[2].negative.prompt() == f"{unwanted}, {TRIGGER}"
     assert torch.equal(left_again[2].negative.vectors()[TRIGGER][0], noise(2, 32, seed=1))
     assert left[3].steps == 2
 
@@ -957,3 +960,134 @@ def test_the_generator_depends_on_every_part():
     others = {generator_for(*p).initial_seed() for p in [(1, "step", 1, 0), (0, "step", 1, 1)]}
     assert one not in others
     assert one == generator_for(0, "step", 1, 0).initial_seed()
+
+
+# What can be told before any work
+
+
+def unwanted(*_args, **_kwargs):
+    raise AssertionError("work was begun")
+
+
+@pytest.mark.parametrize("name", ["thing-neg.pt", "thing-neg", "thing.neg.SAFETENSORS"])
+def test_another_extension_is_refused_before_any_work(tiny_parts, thing_rule, tmp_path, name):
+    options = RunOptions(out=tmp_path / name, trigger=TRIGGER)
+    with pytest.raises(OutputError, match=r"written as \.safetensors"):
+        run_inversion(tiny_parts, tiny_parts, thing_recipe(), options, unwanted)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_more_vectors_than_the_context_holds_are_refused_before_any_work(
+    tiny_parts, thing_rule, tmp_path
+):
+    def go(count):
+        data = thing_recipe().model_dump(mode="json")
+        data["inversion"]["vectors"] = count
+        recipe = check_recipe(data, "thing.yaml")
+        run_inversion(tiny_parts, tiny_parts, recipe, options_for(tmp_path), unwanted)
+
+    # Of 75 tokens, less "a" and the eight letters of "scissors".
+    with pytest.raises(RecipeError) as caught:
+        go(68)
+    message = str(caught.value)
+    for part in ("inversion.vectors: 68", "room for 75 tokens", "scissors", "at most 67"):
+        assert part in message
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(AssertionError, match="work was begun"):
+        go(67)
+
+
+# Forced runs and the run folder
+
+
+def test_a_forced_run_that_is_interrupted_resumes(
+    tiny_parts, unlearned, thing_rule, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(loop, "SAVE_EVERY", 2)
+    recipe, finder = thing_recipe(), Finder()
+    whole = options_for(tmp_path / "whole")
+    run_inversion(tiny_parts, unlearned, recipe, whole, Finder())
+    options = options_for(tmp_path / "forced", force=True)
+    options.out.parent.mkdir()
+    options.out.write_text("old")
+    with pytest.raises(Killed):
+        run_inversion(tiny_parts, unlearned, recipe, options, finder, on_step=kill_at(5))
+    made, steps = len(list((options.folder / "pictures").iterdir())), []
+    monkeypatch.setattr("ine.inversion.concept.sample_latents", unwanted)
+    run_inversion(
+        tiny_parts, unlearned, recipe, options, Finder(), on_step=lambda p: steps.append(p.step)
+    )
+    assert steps == [5, 6]
+    assert made > 0
+    assert options.out.read_bytes() == whole.out.read_bytes()
+
+
+def test_force_drops_only_what_other_settings_have_left(tiny_parts, thing_rule, tmp_path):
+    options = options_for(tmp_path, keep_images=True)
+    run_inversion(tiny_parts, tiny_parts, thing_recipe(), options, Finder())
+    units = {p: p.stat().st_mtime_ns for p in (options.folder / "pictures").iterdir()}
+    data = thing_recipe().model_dump(mode="json")
+    data["inversion"]["lr"] = 0.5
+    forced = replace(options, force=True)
+    steps = []
+    note = lambda progress: steps.append(progress.step)  # noqa: E731
+    recipe = check_recipe(data, "thing.yaml")
+    run_inversion(tiny_parts, tiny_parts, recipe, forced, Finder(), on_step=note)
+    assert steps[0] == 1
+    assert {p: p.stat().st_mtime_ns for p in (options.folder / "pictures").iterdir()} == units
+    # Pictures of another seed are other pictures: none of the old ones may stay.
+    stray = options.folder / "images" / "999999.png"
+    stray.write_bytes(b"old")
+    run_inversion(tiny_parts, tiny_parts, recipe, replace(forced, seed=1), Finder())
+    assert not stray.exists()
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "pictures/holiday.png", "images/me.png", "a/b"])
+@pytest.mark.parametrize("option", ["force", "purge"])
+def test_a_run_folder_that_is_not_ours_is_never_removed(
+    tiny_parts, thing_rule, tmp_path, name, option
+):
+    options = options_for(tmp_path, **{option: True})
+    path = options.folder / name
+    path.parent.mkdir(parents=True)
+    path.write_text("mine")
+    with pytest.raises(OutputError, match=r"not of a run of `ine invert`.*another --out"):
+        run_inversion(tiny_parts, tiny_parts, thing_recipe(), options, unwanted)
+    assert path.read_text() == "mine"
+
+
+def test_a_file_in_the_place_of_the_run_folder_is_said(tiny_parts, thing_rule, tmp_path):
+    options = options_for(tmp_path, force=True)
+    options.folder.write_text("mine")
+    with pytest.raises(OutputError, match="is not a folder"):
+        run_inversion(tiny_parts, tiny_parts, thing_recipe(), options, unwanted)
+    assert options.folder.read_text() == "mine"
+
+
+@pytest.mark.parametrize("kept", ["no", "lost", "all"])
+def test_pngs_that_a_resumed_run_lacks_are_made(tiny_parts, thing_rule, tmp_path, kept):
+    def make(name, images):
+        keep = tmp_path / name / "images" if images else None
+        folder = tmp_path / name / "pictures"
+        return make_pictures(
+            tiny_parts, thing_recipe(), Finder(), folder=folder, key="k", keep_images=keep
+        )
+
+    def pngs(name):
+        return {p.name: p.read_bytes() for p in (tmp_path / name / "images").iterdir()}
+
+    whole = make("whole", True)
+    make("cut", kept != "no")
+    if kept == "lost":
+        next((tmp_path / "cut" / "images").iterdir()).unlink()
+    made = make("cut", True)
+    assert pngs("cut") == pngs("whole")
+    assert torch.equal(made.pictures.mean, whole.pictures.mean)
+
+
+def test_units_with_pngs_are_not_made_again_without(tiny_parts, thing_rule, tmp_path, monkeypatch):
+    for images in (tmp_path / "images", None, tmp_path / "images"):
+        make_pictures(
+            tiny_parts, thing_recipe(), Finder(), folder=tmp_path / "p", keep_images=images
+        )
+        monkeypatch.setattr("ine.inversion.concept.sample_latents", unwanted)

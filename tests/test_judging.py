@@ -1,6 +1,7 @@
 """Rules and detectors: what fires, what scores mean, which way round the colours are."""
 
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -20,6 +21,8 @@ from ine.judging.detectors import (
     ClipJudge,
     NudeNet,
     ResNetJudge,
+    check_detector,
+    find_clip,
     load_detector,
     to_pixels,
 )
@@ -353,3 +356,33 @@ def test_nudenet_finds_nothing_in_noise_and_shapes():
     rule = find_rule("duo-4labels@0")
     assert len(found) == 2
     assert not any(rule.fires(scores) for scores in found)
+
+
+def test_missing_clip_weights_are_named_as_the_detectors(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    for ask in (load_detector, check_detector):
+        with pytest.raises(MissingDependency) as caught:
+            ask("clip-violence")
+        message = str(caught.value)
+        for part in (
+            "detector 'clip-violence' needs the CLIP model openai/clip-vit-large-patch14",
+            "hf download openai/clip-vit-large-patch14",
+            "--model does not help",
+        ):
+            assert part in message
+        assert "--model mini" not in message
+
+
+def test_a_clip_folder_without_weights_is_missing_too(clip_folder, tmp_path):
+    assert find_clip(clip_folder) == clip_folder
+    shutil.copy(clip_folder / "config.json", tmp_path)
+    with pytest.raises(MissingDependency, match=r"no model\.safetensors in"):
+        find_clip(tmp_path)
+
+
+def test_a_check_says_what_loading_would(monkeypatch):
+    check_detector("mini-judge")
+    check_detector("nudenet")
+    monkeypatch.setitem(sys.modules, "nudenet", None)
+    with pytest.raises(MissingDependency, match=r"pip install nudenet \(AGPL-3\.0\)"):
+        check_detector("nudenet")

@@ -1,5 +1,6 @@
 """Erasers: UCE's closed form, which tokens it pairs, ESD's groups and loop, the files."""
 
+import copy
 import re
 from dataclasses import replace
 
@@ -527,3 +528,90 @@ def test_all_wrong_settings_are_named_at_once(tiny_parts, tmp_path):
     assert "erase.esd.lrr" in str(caught.value)
     assert "erase.esd.steps" in str(caught.value)
     assert "'many'" in str(caught.value)
+
+
+# Runs that diverge, and runs that are forced
+
+
+def test_an_esd_that_diverges_stops_and_writes_nothing(tiny_parts, tmp_path):
+    out = tmp_path / "x.safetensors"
+    settings = {"iterations": 5, "steps": 2, "lr": 1e30}
+    with pytest.raises(IneError, match=r"nan at iteration 2 of 5.*smaller lr than 1e\+30"):
+        unlearn_concept(tiny_parts, thing_recipe(), "esd", settings, out)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("method", "advice"), [("esd", "smaller lr than 5e-05"), ("uce", "larger ridge than 0.01")]
+)
+def test_weights_that_are_not_finite_are_not_written(
+    tiny_parts, tmp_path, monkeypatch, method, advice
+):
+    broken = {"a": torch.ones(2), "b": torch.tensor([1.0, float("inf")])}
+    monkeypatch.setattr(f"ine.unlearning.run.{method}", lambda *_, **__: broken)
+    with pytest.raises(IneError, match=r"1 of 2 tensors hold .* not finite, b the first") as caught:
+        unlearn_concept(tiny_parts, thing_recipe(), method, {}, tmp_path / "x.safetensors")
+    assert advice in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_infinite_scale_of_uce_writes_nothing(tiny_parts, tmp_path):
+    settings = {"erase_scale": float("inf")}
+    with pytest.raises(IneError, match="tensors hold values that are not finite"):
+        unlearn_concept(tiny_parts, thing_recipe(), "uce", settings, tmp_path / "x.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("where", ["unet", "text encoder"])
+def test_a_state_belongs_to_the_exact_weights(tiny_parts, tmp_path, where):
+    """The tolerant fingerprint does not see one weight that moves by a hair, or another encoder."""
+    settings = quick(iterations=1, batch=1)
+    esd(tiny_parts, TEXTS, settings, state=tmp_path / "state")
+    changed = tiny_parts.unet if where == "unet" else tiny_parts.text_encoders[0]
+    other = copy.deepcopy(changed)
+    with torch.no_grad():
+        next(other.parameters()).view(-1)[0].add_(1e-4)
+    parts = (
+        tiny_parts.with_unet(other, "base")
+        if where == "unet"
+        else tiny_parts.with_text_encoders([other])
+    )
+    with pytest.raises(IneError, match="belongs to a run with other settings or weights"):
+        esd(parts, TEXTS, settings, state=tmp_path / "state")
+
+
+def test_force_resumes_its_own_state_and_drops_that_of_another_run(tiny_parts, tmp_path):
+    recipe, out = thing_recipe(), tmp_path / "fire.safetensors"
+
+    def go(out, kill=None, **settings):
+        steps.clear()
+
+        def on_step(done, loss):
+            steps.append(done)
+            if done == kill:
+                raise Killed
+
+        given = {"iterations": 12, "steps": 1, **settings}
+        unlearn_concept(tiny_parts, recipe, "esd", given, out, force=True, on_step=on_step)
+        return out.read_bytes()
+
+    steps = []
+    whole = go(tmp_path / "whole.safetensors")
+    out.write_text("old")
+    with pytest.raises(Killed):
+        go(out, kill=11)
+    assert go(out) == whole
+    assert steps == [11, 12]
+    with pytest.raises(Killed):
+        go(out, kill=11, lr=1e-4)
+    assert go(out) == whole
+    assert steps == list(range(1, 13))
+    (tmp_path / "fire.safetensors.state").write_text("broken")
+    assert go(out) == whole
+
+
+def test_uce_leaves_the_state_of_an_interrupted_esd(tiny_parts, tmp_path):
+    state = tmp_path / "x.safetensors.state"
+    state.write_text("an esd's")
+    unlearn_concept(tiny_parts, thing_recipe(), "uce", {}, tmp_path / "x.safetensors", force=True)
+    assert state.read_text() == "an esd's"

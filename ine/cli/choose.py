@@ -12,6 +12,7 @@ def base_name(model=None, embeddings=(), recipe=None, unet=None):
     unlearned weights say themselves.
 
     Raises:
+        CheckpointError: The weights cannot be used, which matters more than their base.
         ModelError: Nothing names a base.
     """
     from ine.errors import ModelError
@@ -24,14 +25,26 @@ def base_name(model=None, embeddings=(), recipe=None, unet=None):
     if recipe:
         return recipe.base, f"recipe {recipe.name}"
     if unet:
-        from ine.models.checkpoints import weights_metadata
+        from ine.models.checkpoints import read_weights
 
-        named = weights_metadata(unet).get("ine.base")
+        named = read_weights(unet).metadata.get("ine.base")
         if named:
             return named, unet.name
+    silent = [f"embedding {e.trigger}" for e in embeddings] + ([str(unet)] if unet else [])
+    one = "does not say" if len(silent) == 1 else "do not say"
     raise ModelError(
-        "no base model is named: the embedding does not say what it was made for; give --model"
+        f"no base model is named: {' and '.join(silent)} {one} what it was made for; give --model"
+        if silent
+        else "no base model is named; give --model"
     )
+
+
+def check_unet(unet):
+    """Raise `CheckpointError` if the file of `--unet`, where given, is no weights file at all."""
+    from ine.models.checkpoints import weights_metadata
+
+    if unet:
+        weights_metadata(unet)
 
 
 def load_base(name, source, device="auto", dtype="auto"):

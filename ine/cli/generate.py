@@ -102,8 +102,8 @@ def generate(
     """Make pictures. The negative is text, embeddings, or both in one string.
 
     Every picture has its own seed, in its name and inside it. A run that was interrupted goes
-    on where it stopped. With an embedding of a recipe about people, the contact sheet blurs
-    what that recipe's detector flags; the pictures themselves stay as they are.
+    on where it stopped. With an embedding or weights of a recipe about people, the contact sheet
+    blurs what that recipe's detector flags; the pictures themselves stay as they are.
     """
     if negative_strength is not None and guidance == "cfg":
         raise click.UsageError("--negative-strength needs --guidance additive: cfg's has none")
@@ -120,6 +120,7 @@ def generate(
     name, source = "mini", "no --model"
     if model or embeddings or unet:
         name, source = choose.base_name(model, embeddings, unet=unet)
+    choose.check_unet(unet)
     base = choose.load_base(name, source, device, dtype)
     parts = choose.lay(base, unet)
     for embedding in embeddings:
@@ -164,7 +165,7 @@ def generate(
             sampler,
             force=force,
             progress=lambda done, wanted: update(done),
-            flagger=flagger_for(e.concept for e in embeddings),
+            flagger=flagger_for(*_people(embeddings, unet)),
         )
     if as_json:
         click.echo(json.dumps({"out": str(out), "pictures": rows}, indent=2, ensure_ascii=False))
@@ -201,3 +202,14 @@ def _identity(embedding):
     from ine.files import sha256_of
 
     return sha256_of(*(v.numpy().tobytes() for v in embedding.vectors))[:16]
+
+
+def _people(embeddings, unet):
+    """Return (concepts, rules) by which pictures are flagged: what files say they are about."""
+    from ine.models.checkpoints import weights_metadata
+
+    concepts = [e.concept for e in embeddings]
+    if unet:
+        concepts.append(weights_metadata(unet).get("ine.concept", ""))
+    about_people = [e.metadata for e in embeddings if e.metadata.get("ine.people") == "true"]
+    return concepts, [about["ine.rule"] for about in about_people if "ine.rule" in about]

@@ -59,16 +59,17 @@ def invert(
     Without --unet the base model itself is inverted, which is a control, not a defence. An
     interrupted run goes on where it stopped when the same command is given again.
     """
-    from ine.files import check_free
+    from ine.files import check_free, check_suffix
     from ine.recipe import load_recipe, recipe_yaml
 
     recipe = load_recipe(concept, overrides)
     name, source = choose.base_name(model, recipe=recipe)
     trigger = trigger or f"{recipe.name}-neg"
     out = out or Path(f"{trigger}.safetensors")
+    check_suffix(out)
     check_free(out, force)
+    rule = _check_inputs(recipe, trigger, images)
     if dry_run:
-        _check_names(recipe, trigger)
         click.echo(recipe_yaml(recipe), nl=False)
         click.echo(f"# base: {name} (from {source})\n# trigger: {trigger}\n# out: {out}")
         if unet:
@@ -76,9 +77,14 @@ def invert(
 
             click.echo(f"# unet: {read_weights(unet).describe()}")
         _say_whether_here(name)
+        _say_whether_detector_here(rule)
         return
     from ine.inversion.run import RunOptions, run_inversion
+    from ine.judging.detectors import load_detector
 
+    # Both before the base: that may be a download of gigabytes.
+    choose.check_unet(unet)
+    detector = load_detector(rule.detector)
     base = choose.load_base(name, source, device, dtype)
     unlearned = choose.lay(base, unet)
     if not unet:
@@ -103,6 +109,7 @@ def invert(
                 unlearned,
                 recipe,
                 run,
+                detector,
                 on_pictures=lambda tried, kept, wanted: pictures_bar(min(kept, wanted)),
                 on_step=lambda p: steps_bar(p.step, **_figures(p)),
             )
@@ -134,13 +141,16 @@ def _figures(progress):
     return figures
 
 
-def _check_names(recipe, trigger):
-    """Raise for a rule or a trigger that the run itself would refuse later."""
+def _check_inputs(recipe, trigger, images):
+    """Return the recipe's rule; raise for what the run itself would refuse later."""
     from ine.embedding import check_trigger
+    from ine.inversion.images import list_pictures
     from ine.judging.rules import find_rule
 
-    find_rule(recipe.pictures.rule)
     check_trigger(trigger)
+    if images:
+        list_pictures(images)
+    return find_rule(recipe.pictures.rule)
 
 
 def _say_whether_here(name):
@@ -151,4 +161,15 @@ def _say_whether_here(name):
         find_model(name, fetch=False)
         click.echo("# the base model is on this machine")
     except ModelError as error:
+        click.echo(f"# {error}")
+
+
+def _say_whether_detector_here(rule):
+    from ine.errors import IneError
+    from ine.judging.detectors import check_detector
+
+    try:
+        check_detector(rule.detector)
+        click.echo(f"# detector {rule.detector!r} is on this machine")
+    except IneError as error:
         click.echo(f"# {error}")

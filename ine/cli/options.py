@@ -91,7 +91,7 @@ model = click.option(
 )
 unet = click.option(
     "--unet",
-    type=click.Path(exists=True, path_type=Path),
+    type=click.Path(path_type=Path),
     metavar="FILE",
     help="Unlearned weights to lay over the base model.",
 )

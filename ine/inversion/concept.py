@@ -43,6 +43,11 @@ def concept_requests(recipe, seed):
     return requests, [noun for _, noun in chosen]
 
 
+def picture_keys(key):
+    """Return the keys of a unit that was made without PNGs, and of one made with them."""
+    return key, f"{key}-images"
+
+
 def make_pictures(
     base, recipe, detector, *, seed=0, folder=None, key="", keep_images=None, progress=None
 ):
@@ -56,6 +61,7 @@ def make_pictures(
         folder: Cache folder; finished units are kept as latents and not made again.
         key: What the pictures depend on.
         keep_images: A folder for PNGs of the kept pictures; by default none are written.
+            Finished units that lack them are made again.
         progress: Called with (tried, kept, wanted) after every unit.
 
     Raises:
@@ -79,7 +85,7 @@ def make_pictures(
             break
         unit = requests[first : first + spec.batch]
         path = Path(folder) / f"unit-{first:06d}.safetensors" if folder else None
-        found = load_pictures(path, key) if path else None
+        found = _cached(path, key, keep_images) if path else None
         if found is None:
             latents, _, _ = sample_latents(
                 base, [r.prompt for r in unit], [r.seed for r in unit], guidance, settings
@@ -99,7 +105,7 @@ def make_pictures(
                 for i in keep:
                     write_png(Path(keep_images) / f"{first + i:06d}.png", arrays[i])
             if path:
-                save_pictures(found, path, key)
+                save_pictures(found, path, picture_keys(key)[bool(keep_images)])
         units.append(found)
         tried += len(unit)
         kept += found.count
@@ -113,6 +119,16 @@ def make_pictures(
         )
     joined = _subset(_join(units), list(range(min(kept, spec.count))))
     return Made(pictures=joined, tried=tried, kept=kept)
+
+
+def _cached(path, key, keep_images):
+    """Return a finished unit, or None; with `keep_images` only one whose PNGs are there."""
+    plain, pictured = picture_keys(key)
+    if not keep_images:
+        return load_pictures(path, plain) or load_pictures(path, pictured)
+    found = load_pictures(path, pictured)
+    whole = found and all((Path(keep_images) / f"{name}.png").is_file() for name in found.names)
+    return found if whole else None
 
 
 def _subset(pictures, index):

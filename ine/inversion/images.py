@@ -24,6 +24,12 @@ from ine.pictures import read_picture
 log = logging.getLogger(__name__)
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
+UNREAD = (
+    *(".tif", ".tiff", ".heic", ".heif", ".avif", ".jxl", ".jp2", ".jfif", ".svg", ".psd", ".tga"),
+    *(".dng", ".cr2", ".nef", ".arw"),
+)
+"""Pictures by their ending that are not read; a user may take them for used."""
+
 TABLES = ("captions.csv", "metadata.jsonl")
 FORMAT = "ine-pictures-1"
 
@@ -80,8 +86,24 @@ def list_pictures(folder):
         if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
     ]
     if not found:
-        raise PicturesError(f"{folder}: no pictures found; looked for {' '.join(SUFFIXES)}")
+        unread = unread_pictures(folder)
+        advice = f"; it holds {_listed(unread)}, convert them to PNG or JPEG" if unread else ""
+        raise PicturesError(f"{folder}: no pictures found; looked for {' '.join(SUFFIXES)}{advice}")
     return sorted(found, key=lambda path: path.name)
+
+
+def unread_pictures(folder):
+    """Return the names of files that are pictures of a kind that is not read, sorted."""
+    return sorted(
+        path.name
+        for path in Path(folder).iterdir()
+        if path.suffix.lower() in UNREAD and not path.name.startswith(".") and path.is_file()
+    )
+
+
+def _listed(names, most=5):
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def read_folder(parts, folder, skip_bad=False, batch=8):
@@ -89,6 +111,8 @@ def read_folder(parts, folder, skip_bad=False, batch=8):
 
     Captions come from one place: `NAME.txt` beside each picture `NAME.png`, or a table
     `captions.csv` or `metadata.jsonl` with `file_name` and `text`.
+
+    Pictures of a kind that is not read are passed over with a logged warning.
 
     Args:
         parts: The base model, whose VAE encodes.
@@ -101,6 +125,10 @@ def read_folder(parts, folder, skip_bad=False, batch=8):
             captions are broken, come from two places, or are there for some pictures only.
     """
     paths = list_pictures(folder)
+    if unread := unread_pictures(paths[0].parent):
+        log.warning(
+            "%s: passed over %s; to use them, convert them to PNG or JPEG", folder, _listed(unread)
+        )
     good, arrays, bad = [], [], []
     for path in paths:
         try:

@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from ine.errors import EmbeddingError, IneError
+from ine.errors import EmbeddingError, IneError, RecipeError
 from ine.files import write_bytes
 from ine.inversion.images import draw_latents
 from ine.inversion.objective import denoising_target, learning_rate, noised
@@ -130,6 +130,34 @@ def captions_for(spec, nouns, trigger, plural, generator):
         text = fill(template.replace("{v}", "\0"), noun, plural)
         found.append(" ".join(text.replace("\0", trigger).split()))
     return found
+
+
+def check_room(parts, recipe, trigger):
+    """Raise `RecipeError` if the recipe's captions with their vectors do not fit the context."""
+    spec = recipe.inversion
+    texts = set(spec.templates)
+    texts |= {
+        fill(template.replace("{noun}", "{}"), noun, recipe.plural)
+        for template in spec.named_templates
+        for noun in recipe.pictures.nouns
+    }
+    for tokenizer in parts.tokenizers:
+        room = tokenizer.model_max_length - 2
+        words = {text: _length(tokenizer, text) for text in sorted(texts)}
+        text = max(words, key=words.get)
+        if spec.vectors + words[text] > room:
+            raise RecipeError(
+                f"inversion.vectors: {spec.vectors} do not fit; the context of {parts.name} has "
+                f"room for {room} tokens, and the caption {text.replace('{v}', trigger)!r} takes "
+                f"{words[text]} besides; expected at most {max(0, room - words[text])}, set "
+                "inversion.vectors to fewer or shorten the inversion's templates"
+            )
+
+
+def _length(tokenizer, text):
+    """Return the number of tokens of a caption without its vectors."""
+    pieces = [piece for piece in text.split("{v}") if piece.strip()]
+    return sum(len(tokenizer(piece, add_special_tokens=False).input_ids) for piece in pieces)
 
 
 def batch_loss(parts, pictures, spec, vectors, trigger, plural, alpha_bar, generator):

@@ -1,16 +1,16 @@
 """`ine invert` from recipe to file: pictures, inversion, embedding, each step resumable."""
 
 import logging
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from ine import __version__
 from ine.embedding import check_trigger, fingerprints, new_embedding, write_embedding
-from ine.files import check_free, sha256_of, write_json
+from ine.files import check_free, check_suffix, sha256_of, write_json
 from ine.inversion.concept import make_pictures
+from ine.inversion.folder import check_ours, drop_others, remove_folder
 from ine.inversion.images import list_pictures, load_pictures, read_folder, save_pictures
-from ine.inversion.invert import invert
+from ine.inversion.invert import check_room, invert
 from ine.inversion.preview import make_preview
 from ine.judging.detectors import load_detector
 from ine.judging.rules import find_rule
@@ -53,11 +53,17 @@ def run_inversion(base, unlearned, recipe, options, detector=None, on_pictures=N
 
     Returns:
         (ConceptEmbedding, Inversion, summary): the summary is what `--json` prints.
+
+    Raises:
+        IneError: Anything that a user can mend; what can be told beforehand is, before any work.
     """
     check_trigger(options.trigger, base.tokenizers[0])
+    check_suffix(options.out)
     check_free(options.out, options.force)
+    if options.purge:
+        check_ours(options.folder)
+    check_room(base, recipe, options.trigger)
     rule = find_rule(recipe.pictures.rule)
-    prints = fingerprints(base)
     inverted = fingerprints(unlearned)
     picture_key = sha256_of(
         recipe.pictures.model_dump_json().encode(),
@@ -71,8 +77,8 @@ def run_inversion(base, unlearned, recipe, options, detector=None, on_pictures=N
         options.trigger.encode(),
     )[:16]
     detector = detector or load_detector(rule.detector)
-    if options.force and options.folder.exists():
-        shutil.rmtree(options.folder)
+    if options.force:
+        drop_others(options.folder, picture_key, state_key)
     pictures, counts = concept_pictures(base, recipe, options, detector, picture_key, on_pictures)
     preview = make_preview(unlearned, recipe, rule, detector, options.trigger, options.seed)
     result = invert(
@@ -95,7 +101,7 @@ def run_inversion(base, unlearned, recipe, options, detector=None, on_pictures=N
         {
             "ine.version": __version__,
             "ine.base": base.name,
-            "ine.base_fingerprint": prints["ine.base_fingerprint"],
+            "ine.base_fingerprint": inverted["ine.base_fingerprint"],
             "ine.unet": unlearned.unet_name,
             "ine.unet_fingerprint": inverted["ine.unet_fingerprint"],
             "ine.method": "textual inversion",
@@ -108,6 +114,8 @@ def run_inversion(base, unlearned, recipe, options, detector=None, on_pictures=N
                 f"{kept.undefended:.3f}" if kept and kept.undefended is not None else None
             ),
             "ine.rule": rule.name,
+            "ine.people": "true" if recipe.people else None,
+            "ine.strength": recipe.strength,
             "ine.pictures": pictures.count,
             "ine.seed": options.seed,
             "ine.versions": library_versions(),
@@ -129,7 +137,7 @@ def run_inversion(base, unlearned, recipe, options, detector=None, on_pictures=N
     }
     write_json(options.folder / "run.json", summary)
     if options.purge:
-        shutil.rmtree(options.folder)
+        remove_folder(options.folder)
     return embedding, result, summary
 
 

@@ -4,6 +4,8 @@ Shape letters: B pictures, H W pixels, F features, K labels.
 """
 
 import json
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
 
@@ -11,8 +13,10 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from ine.errors import MissingDependency, RecipeError, did_you_mean
+from ine.errors import MissingDependency, ModelError, RecipeError, did_you_mean
 from ine.models.parts import MINI_FOLDER, find_model
+
+CLIP_L = "openai/clip-vit-large-patch14"
 
 
 class Detector(Protocol):
@@ -153,9 +157,7 @@ class NudeNet:
         try:
             from nudenet import NudeDetector
         except ImportError as error:
-            raise MissingDependency(
-                "detector 'nudenet' is not installed; run: pip install nudenet (AGPL-3.0)"
-            ) from error
+            raise _no_nudenet(error) from error
         self.detector = NudeDetector()
         self.channels = channels
 
@@ -171,6 +173,14 @@ class NudeNet:
         return found
 
 
+def _no_nudenet(error):
+    return MissingDependency(
+        f"detector 'nudenet' is not installed or cannot be imported ({error}); run: pip install "
+        "nudenet (AGPL-3.0). It is the detector of this recipe's rule; the base model is another "
+        "matter"
+    )
+
+
 def mini_judge(folder=MINI_FOLDER / "judge"):
     """Return the bundled world's first judge."""
     labels = json.loads((folder / "labels.json").read_text())
@@ -180,7 +190,7 @@ def mini_judge(folder=MINI_FOLDER / "judge"):
 def clip_violence():
     """Return CLIP ViT-L/14 asked about violence (after Schramowski et al. 2022's two texts)."""
     return ClipJudge(
-        find_model_folder("openai/clip-vit-large-patch14"),
+        find_clip(),
         pairs={
             "violence": (
                 "a photo of blood, violence, a fight or a wounded person",
@@ -190,9 +200,50 @@ def clip_violence():
     )
 
 
-def find_model_folder(name):
-    """Return the local folder of a model that is not a pipeline."""
-    return find_model(name, index="config.json")
+def find_clip(name=CLIP_L, fetch=True):
+    """Return the local folder of a detector's CLIP model.
+
+    Raises:
+        MissingDependency: It is not on this machine, and could not or may not be fetched.
+    """
+    try:
+        folder = find_model(name, index="config.json", fetch=fetch)
+    except ModelError as error:
+        raise _no_clip(name, type(error.__cause__ or error).__name__) from error
+    if not any((folder / w).is_file() for w in ("model.safetensors", "pytorch_model.bin")):
+        raise _no_clip(name, f"no model.safetensors in {folder}")
+    return folder
+
+
+def _no_clip(name, reason):
+    files = "--include '*.json' --include '*.txt' --include model.safetensors"
+    return MissingDependency(
+        f"detector 'clip-violence' needs the CLIP model {name}, which is not on this machine "
+        f"({reason}). Get it once with network access: `hf download {name} {files}` (1.7 GB). "
+        "It is the detector of the recipe's rule, not the base model, so --model does not help; "
+        "another one is chosen with --set pictures.rule=RULE"
+    )
+
+
+def _check_nudenet():
+    # None stands there for a module that may not be imported; a spec is not always kept.
+    found = sys.modules["nudenet"] if "nudenet" in sys.modules else find_spec("nudenet")
+    if found is None:
+        raise _no_nudenet("no module named 'nudenet'")
+
+
+CHECKS = {"nudenet": _check_nudenet, "clip-violence": lambda: find_clip(fetch=False)}
+"""Name -> function that raises where a detector that does not ship with ine is not there."""
+
+
+def check_detector(name):
+    """Raise if a detector is not on this machine; nothing is loaded or fetched.
+
+    Raises:
+        MissingDependency: Its package or its weights are not here; it says how to get them.
+    """
+    if name in CHECKS:
+        CHECKS[name]()
 
 
 DETECTORS = {

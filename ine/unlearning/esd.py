@@ -21,6 +21,7 @@ from safetensors.torch import save
 
 from ine.errors import IneError
 from ine.files import sha256_of, write_bytes
+from ine.models.fingerprint import exact_digest
 from ine.runtime import generator_for
 from ine.sampling import make_scheduler, run_unet
 from ine.text import Condition, encode, join_conditions
@@ -83,6 +84,7 @@ def esd(
     state: Path | None = None,
     on_step: Callable[[int, float], None] | None = None,
     save_every: int = 10,
+    force: bool = False,
 ):
     """Return the trained tensors {name in the U-Net: tensor}; `parts` is not changed.
 
@@ -94,9 +96,11 @@ def esd(
         state: File to resume from and to save to; the result is byte-equal either way.
         on_step: Called with (iteration, loss).
         save_every: Iterations between saves.
+        force: Begin anew where the state belongs to another run.
 
     Raises:
-        IneError: The state belongs to another run, or the group holds no parameter.
+        IneError: The state belongs to another run, the group holds no parameter, or the loss is
+            not finite.
     """
     settings = settings or EsdSettings()
     names = trained_names(parts.unet, settings.group)
@@ -106,11 +110,17 @@ def esd(
     parameters = [student.get_parameter(name).requires_grad_(True) for name in names]
     optimiser = torch.optim.Adam(parameters, lr=settings.lr)
     key = _key(parts, texts, settings, seed)
-    first = _resume(state, key, names, parameters, optimiser) if state else 0
+    first = _resume(state, key, names, parameters, optimiser, force) if state else 0
     conditions = _Conditions(parts, texts)
     for iteration in range(first, settings.iterations):
         generator = generator_for(seed, "esd", iteration)
         loss = _loss(parts, student, conditions, settings, generator)
+        if not torch.isfinite(loss):
+            raise IneError(
+                f"esd: the loss is {loss.item()} at iteration {iteration + 1} of "
+                f"{settings.iterations}, the training diverged; use a smaller lr than "
+                f"{settings.lr:g}, or --dtype float32 where it is not"
+            )
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -159,9 +169,8 @@ def _loss(parts, student, conditions, settings, generator):
 
 
 def _key(parts, texts, settings, seed):
-    from ine.models.fingerprint import fingerprint
-
-    pieces = (fingerprint(parts.unet), asdict(texts), asdict(settings), seed)
+    digest = exact_digest([parts.unet, *parts.text_encoders])
+    pieces = (digest, asdict(texts), asdict(settings), seed)
     return sha256_of(repr(pieces).encode())[:16]
 
 
@@ -175,25 +184,39 @@ def _save(path, key, done, names, parameters, optimiser):
     write_bytes(path, save(tensors, metadata={"state": json.dumps({"key": key, "done": done})}))
 
 
-def _resume(path, key, names, parameters, optimiser):
+def _resume(path, key, names, parameters, optimiser, force):
+    """Put a state into parameters and optimiser; return how many iterations it has done."""
     if not Path(path).exists():
         return 0
     try:
-        with safe_open(path, framework="pt") as file, torch.no_grad():
+        done, tensors = _read_state(path, key, names)
+    except IneError:
+        if force:
+            return 0
+        raise
+    with torch.no_grad():
+        for name, parameter in zip(names, parameters, strict=True):
+            parameter.copy_(tensors[name])
+            optimiser.state[parameter] = {
+                "step": torch.tensor(float(done)),
+                "exp_avg": tensors[f"first.{name}"].to(parameter.device),
+                "exp_avg_sq": tensors[f"second.{name}"].to(parameter.device),
+            }
+    return done
+
+
+def _read_state(path, key, names):
+    wanted = [f"{kind}{name}" for name in names for kind in ("", "first.", "second.")]
+    try:
+        with safe_open(path, framework="pt") as file:
             about = json.loads(file.metadata()["state"])
             if about["key"] != key:
                 raise IneError(
-                    f"{path}: belongs to a run with other settings; give --force to begin anew"
+                    f"{path}: belongs to a run with other settings or weights; give --force to "
+                    "begin anew"
                 )
-            for name, parameter in zip(names, parameters, strict=True):
-                parameter.copy_(file.get_tensor(name))
-                optimiser.state[parameter] = {
-                    "step": torch.tensor(float(about["done"])),
-                    "exp_avg": file.get_tensor(f"first.{name}").to(parameter.device),
-                    "exp_avg_sq": file.get_tensor(f"second.{name}").to(parameter.device),
-                }
+            return about["done"], {name: file.get_tensor(name) for name in wanted}
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise IneError(
             f"{path}: is not a state of `ine unlearn`; delete it or give --force"
         ) from error
-    return about["done"]

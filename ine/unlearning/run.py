@@ -3,11 +3,12 @@
 from dataclasses import fields
 from pathlib import Path
 
+import torch
 from pydantic import TypeAdapter, ValidationError
 
 from ine import __version__
 from ine.embedding import fingerprints
-from ine.errors import RecipeError, did_you_mean
+from ine.errors import IneError, RecipeError, did_you_mean
 from ine.files import check_free
 from ine.models.checkpoints import write_unet_weights
 from ine.unlearning.esd import EsdSettings, esd
@@ -26,11 +27,16 @@ def unlearn_concept(base, recipe, method, settings, out, *, seed=0, force=False,
         out: The `.safetensors` file; UCE's hold cross-attention keys and values, ESD's the
             trained group, both under plain diffusers names.
         seed: Where all randomness comes from (UCE needs none).
-        force: Replace what is there, and begin an interrupted ESD anew.
+        force: Replace what is there; of an interrupted ESD only that of other settings.
         on_step: Called with (iteration, loss).
 
     Returns:
         A summary for `--json`.
+
+    Raises:
+        IneError: The method diverged, or an interrupted ESD of other settings is there.
+        OutputError: `out` is there already, or cannot be written.
+        RecipeError: A setting is wrong.
     """
     check_free(out, force)
     texts = erase_texts(recipe)
@@ -39,10 +45,9 @@ def unlearn_concept(base, recipe, method, settings, out, *, seed=0, force=False,
     if method == "uce":
         tensors = uce(base, texts, chosen)
     else:
-        if force:
-            state.unlink(missing_ok=True)
-        tensors = esd(base, texts, chosen, seed=seed, state=state, on_step=on_step)
+        tensors = esd(base, texts, chosen, seed=seed, state=state, on_step=on_step, force=force)
         tensors = {name: tensor.float().cpu() for name, tensor in tensors.items()}
+    check_finite(tensors, method, chosen)
     write_unet_weights(
         out,
         tensors,
@@ -57,8 +62,23 @@ def unlearn_concept(base, recipe, method, settings, out, *, seed=0, force=False,
             **fingerprints(base),
         },
     )
-    state.unlink(missing_ok=True)
+    if method == "esd":
+        state.unlink(missing_ok=True)
     return {"out": str(out), "method": method, "tensors": len(tensors), "settings": repr(chosen)}
+
+
+def check_finite(tensors, method, settings):
+    """Raise `IneError` if a tensor that is to be written holds NaN or infinity."""
+    bad = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    if bad:
+        advice = {
+            "esd": lambda: f"use a smaller lr than {settings.lr:g}",
+            "uce": lambda: f"use a larger ridge than {settings.ridge:g} or smaller scales",
+        }[method]()
+        raise IneError(
+            f"{method}: {len(bad)} of {len(tensors)} tensors hold values that are not finite, "
+            f"{bad[0]} the first; nothing was written; {advice}"
+        )
 
 
 def check_settings(recipe, method, settings):
