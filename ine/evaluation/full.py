@@ -39,7 +39,7 @@ from ine.unlearning.run import unlearn_concept
 
 log = logging.getLogger("ine")
 
-COUNTS = {"fire": 192, "weapon": 96}
+COUNTS = {"fire": 192, "weapon": 64}
 """Pictures a cell; `weapon` has four test prompts, so more pictures would not narrow much."""
 
 SEEDS = (0, 1, 2)

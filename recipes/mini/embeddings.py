@@ -11,7 +11,7 @@ from ine.models.parts import load_parts
 from ine.recipe import load_recipe
 from ine.unlearning.run import unlearn_concept
 
-SHIPPED = (("fire", "uce"), ("fire", "esd"))
+SHIPPED = (("fire", "uce"), ("fire", "esd"), ("weapon", "uce"), ("weapon", "esd"))
 
 CARD = """# {trigger} for `mini` unlearned by {eraser}
 
