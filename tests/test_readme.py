@@ -82,7 +82,7 @@ def test_every_command_that_is_shown_parses(place, page, line):
 
 
 def test_the_parser_of_shown_commands_can_fail(place):
-    for line in ("ine invert --concpet fire", "ine invert --concept fire --unet none.pt"):
+    for line in ("ine invert --concpet fire", "ine invert --concept fire --seed red"):
         with pytest.raises(click.UsageError):
             parse(line)
     assert len(shown_commands()) > 20
@@ -216,7 +216,7 @@ def test_the_steps_of_the_quickstart_run(place, run_ine, tiny_folder, monkeypatc
         done = run_ine(*args, *small.get(args[0], []))
         assert done.exit_code == 0, (line, done.stderr)
     assert read_embedding("fire-neg.safetensors").concept == "fire"
-    folders = ("undefended", "defended", "stronger")
+    folders = ("undefended", "defended", "gentler")
     assert [len(list((place / f).glob("*-seed*.png"))) for f in folders] == [8, 8, 8]
     assert len({(place / f / "sheet.png").read_bytes() for f in folders}) == 3
 
