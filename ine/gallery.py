@@ -112,7 +112,7 @@ def fill_gallery(
                 "file": name,
                 "prompt": request.prompt,
                 "seed": request.seed,
-                "unet_calls": unit.unet_calls,
+                "unet_calls": unit.unet_calls[k],
                 "settings": plan.settings,
                 **({"flagged": flags[k]} if flags else {}),
                 **unit.notes[k],

@@ -57,8 +57,8 @@ class Unit:
     notes: list
     """What the guidance logged, one dict per picture."""
 
-    unet_calls: float
-    """U-Net evaluations per picture, counted as (condition, step) pairs, averaged."""
+    unet_calls: list
+    """U-Net evaluations, counted as (condition, step) pairs, one number per picture."""
 
 
 def make_scheduler(name, config, steps, device="cpu"):
@@ -101,7 +101,8 @@ def sample_latents(parts, prompts, seeds, guidance=None, settings=None, on_step=
         on_step: Called with the `Step` before each prediction.
 
     Returns:
-        (latents (B, C, H, W) scaled as the U-Net wants them, notes, U-Net calls per picture).
+        (latents (B, C, H, W) scaled as the U-Net wants them, notes, U-Net calls), the last two
+        one entry per picture.
     """
     settings = settings or SamplerSettings()
     guidance = guidance or ClassifierFree()
@@ -109,16 +110,17 @@ def sample_latents(parts, prompts, seeds, guidance=None, settings=None, on_step=
     scheduler = make_scheduler(settings.scheduler, parts.scheduler_config, settings.steps, device)
     latents = start_noise(parts.latent_shape, seeds).to(device, dtype)
     latents = latents * scheduler.init_noise_sigma
-    asked = 0
+    asked = [0] * len(prompts)
     x_t = t = None
 
     def ask(wanted):
-        nonlocal asked
         rows = [list(w.pictures) if w.pictures is not None else None for w in wanted]
         inputs = [x_t if r is None else x_t[r] for r in rows]
         conditions = [w.condition.repeat(len(x)) for w, x in zip(wanted, inputs, strict=True)]
         counts = [len(x) for x in inputs]
-        asked += sum(counts)
+        for row in rows:
+            for i in range(len(asked)) if row is None else row:
+                asked[i] += 1
         outputs = run_unet(parts.unet, torch.cat(inputs), t, join_conditions(conditions))
         return dict(zip([w.name for w in wanted], outputs.split(counts), strict=True))
 
@@ -139,7 +141,7 @@ def sample_latents(parts, prompts, seeds, guidance=None, settings=None, on_step=
             output = session.predict(step, ask)
             latents = scheduler.step(output, t, latents, return_dict=False)[0]
         notes = session.notes()
-    return latents, notes, asked / len(prompts)
+    return latents, notes, asked
 
 
 def run_unet(unet, x_t, t, condition):

@@ -48,7 +48,7 @@ def test_the_demo_unlearns_inverts_generates_judges_and_reports(tiny, tmp_path, 
     assert embedding.metadata["ine.strength"] == "3.0"
     # A second run makes nothing anew: no picture, no vector.
     monkeypatch.setattr(demo, "run_inversion", None)
-    monkeypatch.setattr("ine.evaluation.study.in_units", None)
+    monkeypatch.setattr("ine.evaluation.study.generate", None)
     again, same, _ = demo.run_demo(tmp_path, count=4, tell=lambda _: None)
     assert (again, same.rows) == (path, table.rows)
 

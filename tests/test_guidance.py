@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from ine.embedding import new_embedding
-from ine.errors import EmbeddingError
+from ine.errors import EmbeddingError, IneError
 from ine.guidance.additive import Additive, additive, suggested_strength
 from ine.guidance.cfg import ClassifierFree, classifier_free
 from ine.guidance.negative import Negative
 from ine.guidance.protocol import Step, Wanted
-from ine.guidance.table import GUIDANCE
+from ine.guidance.sld import SafeLatent
+from ine.guidance.table import METHODS, build_guidance, read_settings
 from ine.sampling import SamplerSettings, sample_latents
 
 PROMPTS = ("a dog", "a burning cat", "a house")
@@ -55,7 +56,7 @@ class Probe:
         self.prompts = prompts
         yield self
 
-    def predict(self, step, ask):
+    def predict(self, step, ask, pictures=None):
         return self.function(self.prompts, step, ask)
 
     def notes(self):
@@ -150,7 +151,7 @@ def test_a_negative_equal_to_the_prompt_leaves_the_prompts_prediction(tiny_parts
     latents, _, _ = sample(tiny_parts, ClassifierFree(Negative("a dog")), prompts=["a dog"])
     alone, _, calls = sample(tiny_parts, Probe(positive_only), prompts=["a dog"])
     plain, _, _ = sample(tiny_parts, ClassifierFree(), prompts=["a dog"])
-    assert calls == SETTINGS.steps
+    assert calls == [SETTINGS.steps]
     torch.testing.assert_close(latents, alone, atol=1e-4, rtol=0)
     assert (plain - alone).abs().max() > 1e-2
 
@@ -194,7 +195,7 @@ def test_unet_rows_per_picture_and_step(tiny_parts, embedding, method, condition
         with counted_rows(tiny_parts.unet) as rows:
             _, notes, calls = sample(tiny_parts, method(negative))
         assert rows == [conditions * len(PROMPTS)] * SETTINGS.steps
-        assert calls == conditions * SETTINGS.steps
+        assert calls == [conditions * SETTINGS.steps] * len(PROMPTS)
         assert notes == [{}] * len(PROMPTS)
 
 
@@ -224,7 +225,7 @@ def test_asking_about_some_pictures_computes_only_those(tiny_parts):
         _, _, calls = sample(tiny_parts, Probe(predict))
     assert checked == [0, 1, 2]
     assert rows == [6, 3] * SETTINGS.steps
-    assert calls == pytest.approx(9 * SETTINGS.steps / len(PROMPTS))
+    assert sum(calls) == 9 * SETTINGS.steps
 
 
 def test_a_condition_of_all_pictures_is_not_quietly_used_for_some(tiny_parts):
@@ -248,6 +249,42 @@ def test_sampling_with_an_embedding_leaves_the_model_as_it_was(tiny_parts, embed
 
 def test_the_table_builds_every_method():
     negative = Negative("blurry")
-    assert GUIDANCE["cfg"](negative, None) == ClassifierFree(negative)
-    assert GUIDANCE["additive"](negative, None) == Additive(negative)
-    assert GUIDANCE["additive"](negative, 0.0) == Additive(negative, strength=0.0)
+    assert build_guidance("cfg", negative) == ClassifierFree(negative)
+    assert build_guidance("additive", negative) == Additive(negative)
+    assert build_guidance("additive", negative, None, {"strength": 0.0}) == Additive(negative, 0.0)
+    assert build_guidance("sld", negative, "max", {"warmup": 2}) == SafeLatent.preset(
+        "max", negative, warmup=2
+    )
+    assert build_guidance("safree", negative, None, {"slot": False}).negative == Negative()
+    for method in METHODS.values():
+        built = build_guidance(method.name, negative)
+        assert isinstance(built, method.kind)
+        assert "negative" not in method.settings
+
+
+@pytest.mark.parametrize(
+    ("name", "preset", "settings", "words"),
+    [
+        ("sdl", None, {}, "did you mean 'sld'"),
+        ("cfg", "max", {}, "has no presets"),
+        ("sld", "stong", {}, "did you mean 'strong'"),
+        ("sld", None, {"treshold": 1}, "did you mean 'threshold'"),
+        ("cfg", None, {"strength": 1.0}, "known: none"),
+        ("additive", None, {"strength": float("nan")}, "strength"),
+        ("additive", None, {"strength": -1.0}, "strength"),
+    ],
+)
+def test_what_the_table_refuses(name, preset, settings, words):
+    with pytest.raises(IneError, match=words):
+        build_guidance(name, Negative("blurry"), preset, settings)
+
+
+def test_settings_are_read_as_what_they_are():
+    assert read_settings(["a=1", "b=5e-3", "c=true", "d=pooled"]) == {
+        "a": 1,
+        "b": 0.005,
+        "c": True,
+        "d": "pooled",
+    }
+    with pytest.raises(IneError, match="setting=value"):
+        read_settings(["a"])

@@ -88,7 +88,7 @@ def test_an_embedding_does_what_it_does_in_diffusers(
     settings = SamplerSettings(scheduler=scheduler, steps=steps, guidance_scale=SCALE)
     guidance = ClassifierFree(Negative(embeddings=(embedding,)))
     ours, _, calls = sample_latents(parts, PROMPTS, SEEDS, guidance, settings)
-    assert calls == 2 * steps
+    assert calls == [2 * steps] * len(PROMPTS)
 
     states = negative_prompt_embeds(parts, embedding).repeat(len(PROMPTS), 1, 1)
     by_states = run_pipe(pipe, parts, scheduler, steps, negative_prompt_embeds=states)
@@ -211,7 +211,7 @@ class Oracle:
         self.count = len(prompts.texts)
         yield self
 
-    def predict(self, step, ask):
+    def predict(self, step, ask, pictures=None):
         a = step.alpha_bar
         eps = (step.x_t - a.sqrt() * self.x_0) / (1 - a).sqrt()
         output = eps
@@ -256,7 +256,7 @@ def test_every_scheduler_reaches_the_latents_that_are_predicted(
     config = {**tiny_parts.scheduler_config, "prediction_type": kind, "timestep_spacing": spacing}
     parts = replace(tiny_parts, scheduler_config=config)
     latents, _, calls = sample_latents(parts, PROMPTS, SEEDS, oracle, settings)
-    assert calls == 0
+    assert set(calls) == {0}
     assert oracle.worst < 1e-3
     assert oracle.drift < 1e-2
     # set_alpha_to_one=False leaves the noise of timestep 0, sqrt(1 - 0.99915) = 0.03.

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from ine.cli import choose, options
+from ine.cli.guiding import guidance_of, guiding
 from ine.cli.progress import bar
 
 log = logging.getLogger("ine")
@@ -29,19 +30,7 @@ log = logging.getLogger("ine")
     metavar="FILE",
     help="Embedding to use as a negative; may be repeated.",
 )
-@click.option(
-    "--guidance",
-    type=click.Choice(["cfg", "additive"]),
-    default="cfg",
-    show_default=True,
-    help="How the negative acts.",
-)
-@click.option(
-    "--negative-strength",
-    type=click.FloatRange(min=0),
-    metavar="S",
-    help="additive: strength of the negative (default: what the embedding states, else W - 1).",
-)
+@guiding
 @options.unet
 @options.model
 @options.seed
@@ -83,8 +72,6 @@ def generate(
     prompts,
     negative_prompt,
     embedding_files,
-    guidance,
-    negative_strength,
     unet,
     model,
     seed,
@@ -98,6 +85,7 @@ def generate(
     device,
     dtype,
     as_json,
+    **guided,
 ):
     """Make pictures. The negative is text, embeddings, or both in one string.
 
@@ -105,14 +93,10 @@ def generate(
     on where it stopped. With an embedding or weights of a recipe about people, the contact sheet
     blurs what that recipe's detector flags; the pictures themselves stay as they are.
     """
-    if negative_strength is not None and guidance == "cfg":
-        raise click.UsageError("--negative-strength needs --guidance additive: cfg's has none")
     texts = read_prompts(given, prompts)
     from ine.embedding import check_fits, read_embedding
     from ine.gallery import GalleryPlan, fill_gallery, flagger_for
-    from ine.guidance.additive import suggested_strength
-    from ine.guidance.negative import Negative
-    from ine.guidance.table import GUIDANCE
+    from ine.guidance.table import describe
     from ine.models.fingerprint import exact_digest
     from ine.sampling import PictureRequest, SamplerSettings
 
@@ -133,11 +117,7 @@ def generate(
         guidance_scale=guidance_scale or (5.0 if small else 7.5),
         batch=batch or (16 if small else 4),
     )
-    if guidance == "additive" and negative_strength is None:
-        negative_strength = suggested_strength(embeddings)
-        if negative_strength is not None:
-            log.info("negative strength %g (from the embedding)", negative_strength)
-    negative = Negative(negative_prompt, embeddings)
+    method = guidance_of(parts, sampler, embeddings, negative_prompt, guided)
     requests = tuple(
         PictureRequest(prompt=text, seed=seed + k)
         for text in texts
@@ -147,15 +127,12 @@ def generate(
         "model": parts.name,
         "unet": parts.unet_name,
         "weights": exact_digest([parts.unet, parts.vae, *parts.text_encoders]),
-        "negative": negative.prompt(),
-        "embeddings": [_identity(e) for e in embeddings],
-        "guidance": guidance,
-        "negative_strength": negative_strength,
+        "negative": method.negative.prompt(),
+        "guidance": describe(method),
         "scheduler": sampler.scheduler,
         "steps": sampler.steps,
         "guidance_scale": sampler.guidance_scale,
     }
-    method = GUIDANCE[guidance](negative, negative_strength)
     with bar(len(requests), "pictures") as update:
         rows = fill_gallery(
             out,
@@ -196,12 +173,6 @@ def read_prompts(given, file):
     if any(not text.strip() for text in texts):
         raise PromptError("--prompt '': a prompt is empty; for an unconditional picture give '.'")
     return texts
-
-
-def _identity(embedding):
-    from ine.files import sha256_of
-
-    return sha256_of(*(v.numpy().tobytes() for v in embedding.vectors))[:16]
 
 
 def _people(embeddings, unet):

@@ -28,6 +28,7 @@ from ine.evaluation.study import (
     run_cell,
     subject_share,
 )
+from ine.guidance.table import describe
 from ine.inversion.run import RunOptions, run_inversion
 from ine.judging.detectors import load_detector
 from ine.judging.rules import find_rule
@@ -86,21 +87,11 @@ class Bench:
             self.judge,
             self.reporter,
             cache=self.folder / "cells" / f"{model_key}-{defence.name}-{name}.npz",
-            key=f"{model_key}|{defence_key(defence)}",
+            key=f"{model_key}|{describe(defence.guidance)}",
         )
         if self.on_cell:
             self.on_cell(f"{defence.label} on {name}")
         return result
-
-
-def defence_key(defence):
-    """Return text that changes with everything in a defence that changes pixels."""
-    if defence.guidance is None:
-        return "undefended"
-    negative = defence.guidance.negative
-    numbers = [v.numpy().tobytes().hex() for e in negative.embeddings for v in e.vectors]
-    strength = getattr(defence.guidance, "strength", "")
-    return f"{type(defence.guidance).__name__}|{strength}|{negative.prompt()}|{numbers}"
 
 
 def run_demo(folder, *, concept="fire", method="uce", seed=0, count=96, tell=log.info):

@@ -7,9 +7,11 @@ VL-DNP's update. In plain guidance the negative's strength is tied to w; here it
 a comparison at equal preservation needs. Three predictions a step.
 """
 
+import math
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from ine.errors import IneError
 from ine.guidance.negative import Negative
 from ine.guidance.protocol import Wanted
 
@@ -36,14 +38,20 @@ class Additive:
     strength: float | None = None
     """s, in units of w. None is w - 1, the strength that a negative has in plain guidance."""
 
+    def __post_init__(self):
+        """Raise `IneError` where the strength makes no sense."""
+        if self.strength is not None and not (math.isfinite(self.strength) and self.strength >= 0):
+            raise IneError(
+                f"additive: strength is {self.strength}; give a finite number of 0 or more"
+            )
+
     @contextmanager
     def begin(self, prompts):
         """Encode prompts, negative and the empty text once."""
-        count = len(prompts.texts)
         yield _Session(
             positive=prompts.positive(),
-            negative=self.negative.condition(prompts).repeat(count),
-            empty=prompts.encode([""]).repeat(count),
+            empty=prompts.empty(),
+            slot=self.negative.begin(prompts),
             scale=prompts.scale,
             strength=prompts.scale - 1 if self.strength is None else self.strength,
         )
@@ -52,20 +60,21 @@ class Additive:
 @dataclass(frozen=True, kw_only=True)
 class _Session:
     positive: object
-    negative: object
     empty: object
+    slot: object
     scale: float
     strength: float
 
-    def predict(self, step, ask):
+    def predict(self, step, ask, pictures=None):
         out = ask(
             [
-                Wanted("empty", self.empty),
-                Wanted("positive", self.positive),
-                Wanted("negative", self.negative),
+                Wanted.of("empty", self.empty, pictures),
+                Wanted.of("positive", self.positive, pictures),
+                *self.slot.wanted(step, pictures),
             ]
         )
-        return additive(out["empty"], out["positive"], out["negative"], self.scale, self.strength)
+        negative = self.slot.settle(step, pictures, out)
+        return additive(out["empty"], out["positive"], negative, self.scale, self.strength)
 
     def notes(self):
-        return [{} for _ in range(len(self.positive))]
+        return self.slot.notes()

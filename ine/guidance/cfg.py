@@ -27,22 +27,30 @@ class ClassifierFree:
     @contextmanager
     def begin(self, prompts):
         """Encode prompts and negative once."""
-        count = len(prompts.texts)
         yield _Session(
-            prompts.positive(), self.negative.condition(prompts).repeat(count), prompts.scale
+            positive=prompts.positive(),
+            empty=prompts.empty() if len(self.negative.candidates()) > 1 else None,
+            slot=self.negative.begin(prompts),
+            scale=prompts.scale,
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Session:
     positive: object
-    negative: object
+    empty: object
+    slot: object
     scale: float
 
-    def predict(self, step, ask):
+    def predict(self, step, ask, pictures=None):
         # Negative first: the order in which diffusers' pipelines batch, so results are equal.
-        out = ask([Wanted("negative", self.negative), Wanted("positive", self.positive)])
-        return classifier_free(out["negative"], out["positive"], self.scale)
+        wanted = self.slot.wanted(step, pictures)
+        wanted.append(Wanted.of("positive", self.positive, pictures))
+        if self.slot.needs_empty(step):
+            wanted.append(Wanted.of("empty", self.empty, pictures))
+        out = ask(wanted)
+        negative = self.slot.settle(step, pictures, out)
+        return classifier_free(negative, out["positive"], self.scale)
 
     def notes(self):
-        return [{} for _ in range(len(self.positive))]
+        return self.slot.notes()

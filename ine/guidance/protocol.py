@@ -9,7 +9,7 @@ Shape letters: B pictures, C latent channels, H W latent size.
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -39,6 +39,10 @@ class Step:
     prediction_type: str
     """ "epsilon" or "v_prediction": what the U-Net's outputs are."""
 
+    def of(self, pictures):
+        """Return the step of some pictures only; of all of them for None."""
+        return self if pictures is None else replace(self, x_t=self.x_t[list(pictures)])
+
     def noise(self, output):
         """Return the noise prediction that a U-Net output stands for, (B, C, H, W)."""
         if self.prediction_type == "epsilon":
@@ -62,6 +66,13 @@ class Wanted:
 
     pictures: tuple[int, ...] | None = None
     """Which pictures of the batch; None is all."""
+
+    @classmethod
+    def of(cls, name, condition, pictures):
+        """Return a wish about some pictures, given the condition of the whole batch."""
+        if pictures is None or len(condition) == 1:
+            return cls(name, condition, pictures)
+        return cls(name, condition.rows(list(pictures)), pictures)
 
 
 Ask = Callable[[Sequence[Wanted]], Mapping[str, torch.Tensor]]
@@ -90,12 +101,25 @@ class Prompts:
         """Return the condition of the prompts, B rows."""
         return self.encode(self.texts)
 
+    def empty(self):
+        """Return the condition of the empty text, B rows."""
+        return self.encode([""]).repeat(len(self.texts))
+
 
 class Session(Protocol):
     """A guidance method at work on one batch; holds its state per picture."""
 
-    def predict(self, step: Step, ask: Ask) -> torch.Tensor:
-        """Return the guided U-Net output of a step, (B, C, H, W)."""
+    def predict(
+        self, step: Step, ask: Ask, pictures: tuple[int, ...] | None = None
+    ) -> torch.Tensor:
+        """Return the guided U-Net output of a step, (pictures asked about, C, H, W).
+
+        Args:
+            step: Where the loop stands, all B pictures.
+            ask: Runs the U-Net.
+            pictures: Which pictures; None is all. A gate leaves closed ones out, and whatever
+                state a method holds for those does not move.
+        """
 
     def notes(self) -> list[dict]:
         """Return what is worth logging, one dict per picture."""
