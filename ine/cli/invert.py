@@ -26,6 +26,12 @@ log = logging.getLogger("ine")
 )
 @click.option("--skip-bad", is_flag=True, help="Leave out pictures that cannot be read.")
 @click.option("--trigger", metavar="WORD", help="Word for the vectors; default CONCEPT-neg.")
+@click.option(
+    "--clusters",
+    type=click.IntRange(1, 26),
+    metavar="K",
+    help="Part the pictures by what the judge sees; an embedding for each, NAME-a, NAME-b, ...",
+)
 @click.option("--keep-images", is_flag=True, help="Keep the pictures that were made, as PNGs.")
 @click.option("--purge", is_flag=True, help="Remove the run folder, pictures included, at the end.")
 @options.out
@@ -43,6 +49,7 @@ def invert(
     images,
     skip_bad,
     trigger,
+    clusters,
     keep_images,
     purge,
     out,
@@ -58,6 +65,9 @@ def invert(
 
     Without --unet the base model itself is inverted, which is a control, not a defence. An
     interrupted run goes on where it stopped when the same command is given again.
+
+    --clusters is for a concept whose members look nothing alike: each group of pictures gets an
+    embedding of its own, for a negative that is matched picture by picture.
     """
     from ine.files import check_free, check_suffix
     from ine.recipe import load_recipe, recipe_yaml
@@ -66,12 +76,17 @@ def invert(
     name, source = choose.base_name(model, recipe=recipe)
     trigger = trigger or f"{recipe.name}-neg"
     out = out or Path(f"{trigger}.safetensors")
-    check_suffix(out)
-    check_free(out, force)
-    rule = _check_inputs(recipe, trigger, images)
+    targets = _targets(out, trigger, clusters)
+    for file in targets.values():
+        check_suffix(file)
+        check_free(file, force)
+    for name_of_one in targets:
+        rule = _check_inputs(recipe, name_of_one, images)
     if dry_run:
         click.echo(recipe_yaml(recipe), nl=False)
-        click.echo(f"# base: {name} (from {source})\n# trigger: {trigger}\n# out: {out}")
+        click.echo(f"# base: {name} (from {source})")
+        for name_of_one, file in targets.items():
+            click.echo(f"# trigger: {name_of_one}\n# out: {file}")
         if unet:
             from ine.models.checkpoints import read_weights
 
@@ -79,7 +94,7 @@ def invert(
         _say_whether_here(name)
         _say_whether_detector_here(rule)
         return
-    from ine.inversion.run import RunOptions, run_inversion
+    from ine.inversion.run import RunOptions
     from ine.judging.detectors import load_detector
 
     # Both before the base: that may be a download of gigabytes.
@@ -100,19 +115,7 @@ def invert(
         force=force,
     )
     try:
-        with (
-            bar(recipe.pictures.count, "concept pictures") as pictures_bar,
-            bar(recipe.inversion.steps, "inversion") as steps_bar,
-        ):
-            embedding, result, summary = run_inversion(
-                base,
-                unlearned,
-                recipe,
-                run,
-                detector,
-                on_pictures=lambda tried, kept, wanted: pictures_bar(min(kept, wanted)),
-                on_step=lambda p: steps_bar(p.step, **_figures(p)),
-            )
+        made, summary = _run(base, unlearned, recipe, run, detector, clusters)
     except KeyboardInterrupt:
         log.warning("interrupted; %s holds what is done, the same command resumes", run.folder)
         raise
@@ -121,16 +124,80 @@ def invert(
         return
     counts = summary["pictures"]
     click.echo(f"pictures: {counts['kept']} kept of {counts['tried']}")
+    for title, file, embedding, result in made:
+        if title:
+            click.echo(title)
+        _tell(file, embedding, result)
+    over = f" --unet {unet}" if unet else ""
+    negative = " ".join(f"--negative-embedding {file}" for _, file, _, _ in made)
+    click.echo(f"use it: ine generate {negative}{over} --prompt '...'")
+    log.warning(
+        "used as a prompt, these vectors bring the concept back: keep those of real harms private"
+    )
+
+
+def _targets(out, trigger, clusters):
+    """Return {trigger: file} of what will be written."""
+    if clusters is None:
+        return {trigger: out}
+    from ine.inversion.clusters import cluster_targets
+    from ine.inversion.run import RunOptions
+
+    return cluster_targets(RunOptions(out=out, trigger=trigger), clusters)
+
+
+def _run(base, unlearned, recipe, run, detector, clusters):
+    """Return ([(title, file, embedding, result)], summary), bars on the terminal meanwhile."""
+    from ine.inversion.clusters import run_clustered
+    from ine.inversion.run import run_inversion
+
+    steps = recipe.inversion.steps
+    with (
+        bar(recipe.pictures.count, "concept pictures") as pictures_bar,
+        bar(steps * (clusters or 1), "inversion") as steps_bar,
+    ):
+
+        def on_pictures(tried, kept, wanted):
+            pictures_bar(min(kept, wanted))
+
+        def on_step(number, progress):
+            steps_bar(number * steps + progress.step, **_figures(progress))
+
+        if clusters is None:
+            embedding, result, summary = run_inversion(
+                base,
+                unlearned,
+                recipe,
+                run,
+                detector,
+                on_pictures=on_pictures,
+                on_step=lambda progress: on_step(0, progress),
+            )
+            return [("", run.out, embedding, result)], summary
+        made, summary = run_clustered(
+            base,
+            unlearned,
+            recipe,
+            run,
+            clusters,
+            detector,
+            on_pictures=on_pictures,
+            on_step=on_step,
+        )
+    titles = [f"cluster {one.letter} of {clusters}: {one.size} pictures" for one in made]
+    found = [(t, m.out, m.embedding, m.result) for t, m in zip(titles, made, strict=True)]
+    return found, summary
+
+
+def _tell(file, embedding, result):
+    """Say what an inversion came to."""
     for seen in result.previews:
         mark = "  <- kept" if result.kept == seen else ""
         left = "" if seen.left is None else f", left on tuning prompts {seen.left:.2f}"
         over = "" if seen.undefended is None else f" (undefended {seen.undefended:.2f})"
         click.echo(f"step {seen.step}: recovery {seen.recovery:.2f}{left}{over}{mark}")
-    click.echo(f"wrote {out}: {embedding.count} x {embedding.width}, trigger {embedding.trigger!r}")
-    over = f" --unet {unet}" if unet else ""
-    click.echo(f"use it: ine generate --negative-embedding {out}{over} --prompt '...'")
-    log.warning(
-        "used as a prompt, these vectors bring the concept back: keep those of real harms private"
+    click.echo(
+        f"wrote {file}: {embedding.count} x {embedding.width}, trigger {embedding.trigger!r}"
     )
 
 

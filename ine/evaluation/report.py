@@ -84,13 +84,24 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Drawing:
+    """A drawing with its caption; its figures belong into a table beside it."""
+
+    title: str
+    caption: str
+    svg: str
+    """An `<svg>` element with all text escaped, from code like `ine.evaluation.frontier`."""
+
+
+@dataclass(frozen=True)
 class Section:
-    """A heading with text, then pictures, then tables."""
+    """A heading with text, then pictures, drawings, and tables."""
 
     title: str
     paragraphs: list[str] = field(default_factory=list)
     grids: list[PictureGrid] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
+    drawings: list[Drawing] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -279,6 +290,7 @@ def report_figures(report):
                 "title": section.title,
                 "paragraphs": list(section.paragraphs),
                 "grids": [_grid_figures(grid) for grid in section.grids],
+                "drawings": [{"title": d.title, "caption": d.caption} for d in section.drawings],
                 "tables": [_table_figures(table) for table in section.tables],
             }
             for section in report.sections
@@ -331,9 +343,9 @@ def report_markdown(report):
     blocks = [f"# {_escape(report.title)}", _escape(report.lead)]
     for section in report.sections:
         blocks += [f"## {_escape(section.title)}", *(_escape(p) for p in section.paragraphs)]
-        for part in (*section.grids, *section.tables):
+        for part in (*section.grids, *section.drawings, *section.tables):
             blocks += [f"### {_escape(part.title)}", _escape(part.caption)]
-            blocks += _grid_blocks(part) if isinstance(part, PictureGrid) else _table_blocks(part)
+            blocks += _blocks(part)
     if report.next_steps:
         blocks.append("## How to go on")
     for text, command in report.next_steps:
@@ -350,6 +362,12 @@ def report_markdown(report):
 
 def _escape(text):
     return re.sub(r"([\\`*_\[\]<>|#&])", r"\\\1", " ".join(text.split()))
+
+
+def _blocks(part):
+    if isinstance(part, Drawing):
+        return ["The drawing is in report.html."]
+    return _grid_blocks(part) if isinstance(part, PictureGrid) else _table_blocks(part)
 
 
 def _grid_blocks(grid):

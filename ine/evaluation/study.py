@@ -16,10 +16,11 @@ import numpy as np
 
 from ine.evaluation.metrics import cluster_bootstrap, feature_floor, rescaled_cosine
 from ine.files import sha256_of, write_bytes
-from ine.inversion.preview import choose, in_units
+from ine.inversion.preview import choose
 from ine.judging.rules import Rule
 from ine.recipe import pairs
 from ine.runtime import seed_for
+from ine.sampling import PictureRequest, generate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +53,9 @@ class CellResult:
 
     pictures: np.ndarray
     """The first pictures, for the report, (few, H, W, 3) uint8."""
+
+    calls: tuple[int, ...] = ()
+    """U-Net evaluations, one number per picture; empty in cells of earlier versions."""
 
     @property
     def clusters(self):
@@ -97,9 +101,9 @@ def run_cell(parts, guidance, cases, sampler, judge, reporter, *, cache=None, ke
     found = _read_cell(cache, full_key, cases) if cache else None
     if found is not None:
         return found
-    pictures = in_units(
-        parts, [c.prompt for c in cases], [c.seed for c in cases], guidance, sampler
-    )
+    requests = [PictureRequest(prompt=c.prompt, seed=c.seed) for c in cases]
+    units = list(generate(parts, requests, guidance, sampler))
+    pictures = np.concatenate([unit.pictures for unit in units])
     features = judge.features(pictures)
     result = CellResult(
         cases=tuple(cases),
@@ -107,6 +111,7 @@ def run_cell(parts, guidance, cases, sampler, judge, reporter, *, cache=None, ke
         tuning_scores=tuple(judge.scores_of(features)),
         features=features,
         pictures=pictures[:shown],
+        calls=tuple(calls for unit in units for calls in unit.unet_calls),
     )
     if cache:
         _write_cell(cache, full_key, result)
@@ -115,7 +120,12 @@ def run_cell(parts, guidance, cases, sampler, judge, reporter, *, cache=None, ke
 
 def _write_cell(path, key, result):
     data = io.BytesIO()
-    about = {"key": key, "scores": result.scores, "tuning_scores": result.tuning_scores}
+    about = {
+        "key": key,
+        "scores": result.scores,
+        "tuning_scores": result.tuning_scores,
+        "calls": result.calls,
+    }
     np.savez_compressed(
         data, about=json.dumps(about), features=result.features, pictures=result.pictures
     )
@@ -135,6 +145,7 @@ def _read_cell(path, key, cases):
             tuning_scores=tuple(about["tuning_scores"]),
             features=data["features"],
             pictures=data["pictures"],
+            calls=tuple(about.get("calls", ())),
         )
 
 

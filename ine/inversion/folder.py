@@ -9,14 +9,16 @@ from ine.inversion.concept import picture_keys
 from ine.inversion.images import load_pictures
 from ine.inversion.invert import read_state
 
-STATE = "state.safetensors"
+STATES = "state*.safetensors"
+CLUSTERS = "clusters.json"
 SUMMARY = "run.json"
 CACHE = "pictures.safetensors"
 UNITS = "pictures"
 IMAGES = "images"
 
 OURS = (
-    re.compile(rf"{re.escape(STATE)}|{re.escape(SUMMARY)}|{re.escape(CACHE)}"),
+    re.compile(rf"state(-[a-z]-of-\d+)?\.safetensors|{re.escape(SUMMARY)}|{re.escape(CACHE)}"),
+    re.compile(re.escape(CLUSTERS)),
     re.compile(rf"{UNITS}(/unit-\d+\.safetensors)?"),
     re.compile(rf"{IMAGES}(/\d+\.png)?"),
     # What a kill leaves of an atomic write, and what file browsers leave.
@@ -47,7 +49,7 @@ def remove_folder(folder):
     shutil.rmtree(folder)
 
 
-def drop_others(folder, picture_key, state_key):
+def drop_others(folder, picture_key, state_keys):
     """Remove what another run has left in a run folder; what has these keys may be resumed.
 
     Raises:
@@ -55,12 +57,14 @@ def drop_others(folder, picture_key, state_key):
     """
     folder = Path(folder)
     check_ours(folder)
-    if not _state_has(folder / STATE, state_key):
-        for name in (STATE, SUMMARY):
-            (folder / name).unlink(missing_ok=True)
+    for state in folder.glob(STATES):
+        if not any(_state_has(state, key) for key in state_keys):
+            state.unlink()
+            (folder / SUMMARY).unlink(missing_ok=True)
     caches = [folder / CACHE, *folder.glob(f"{UNITS}/unit-*.safetensors")]
     if not all(_pictures_have(cache, picture_keys(picture_key)) for cache in caches):
-        (folder / CACHE).unlink(missing_ok=True)
+        for name in (CACHE, CLUSTERS):
+            (folder / name).unlink(missing_ok=True)
         for name in (UNITS, IMAGES):
             shutil.rmtree(folder / name, ignore_errors=True)
 

@@ -55,6 +55,16 @@ class ConceptPictures:
         """Number of pictures P."""
         return len(self.names)
 
+    def of(self, index):
+        """Return some of the pictures, by a list of their numbers."""
+        index = list(index)
+        return ConceptPictures(
+            mean=self.mean[index],
+            std=self.std[index],
+            captions=None if self.captions is None else tuple(self.captions[i] for i in index),
+            names=tuple(self.names[i] for i in index),
+        )
+
 
 def draw_latents(pictures, index, generator):
     """Return fresh samples of the posterior, mean + std * noise.
