@@ -20,6 +20,7 @@ _EXPORTS = {
     "ClassifierFree": "ine.guidance.cfg",
     "Additive": "ine.guidance.additive",
     "negative_prompt_embeds": "ine.text",
+    "protect": "ine.protection",
 }
 
 __all__ = ["__version__", *_EXPORTS]

@@ -23,7 +23,7 @@ LAYERS = [
     {"files", "runtime", "recipe"},
     {"embedding", "models", "pictures"},
     {"guidance", "judging", "text"},
-    {"evaluation", "gallery", "inversion", "sampling", "unlearning"},
+    {"evaluation", "gallery", "guider", "inversion", "protection", "sampling", "unlearning"},
     {"cli", "__main__"},
 ]
 """Modules of ine from the ground up; each imports from its own layer and those before it."""

@@ -153,7 +153,7 @@ def test_the_python_of_the_readme_runs(place, mini, tiny_parts):
         made / "fire-uce.safetensors", cross_attention(tiny_parts), {"ine.method": "UCE"}
     )
     an_embedding(made / "fire-neg.safetensors")
-    first, second = blocks(README.read_text(), "python")
+    first, second, third = blocks(README.read_text(), "python")
     names = {}
     exec(compile(first, "README.md", "exec"), names)
     assert names["pictures"].shape == (4, 16, 16, 3)
@@ -161,6 +161,9 @@ def test_the_python_of_the_readme_runs(place, mini, tiny_parts):
     exec(compile(second, "README.md", "exec"), names)
     assert names["states"].shape == (1, 77, 32)
     assert names["image"].size == (16, 16)
+    exec(compile(third, "README.md", "exec"), names)
+    # The pair, the embedding, and the empty text beside the user's own negative; PNDM's 20 are 21.
+    assert names["cost"] == [21 * 4]
 
 
 def test_both_ways_of_using_the_file_in_diffusers_are_equal(place, tiny_folder):

@@ -29,6 +29,16 @@ COMMANDS = {
         "Make pictures, with an embedding as the negative.",
     ),
     "unlearn": ("ine.cli.unlearn", "unlearn", "Make an unlearned model where none is published."),
+    "compare": (
+        "ine.cli.compare",
+        "compare",
+        "Look at methods side by side before choosing one.",
+    ),
+    "calibrate": (
+        "ine.cli.calibrate",
+        "calibrate",
+        "Set a gate's threshold from benign prompts.",
+    ),
     "demo": ("ine.cli.demo", "demo", "Tell the whole story on the bundled model, with a report."),
     "embedding": ("ine.cli.embedding", "embedding", "Look into embedding files."),
     "recipe": ("ine.cli.recipe", "recipe", "List, show, check and copy concept recipes."),
