@@ -19,8 +19,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ine import __version__
-from ine.errors import EmbeddingError, OutputError
-from ine.files import check_free, sha256_of, write_bytes
+from ine.errors import EmbeddingError
+from ine.files import check_free, check_suffix, sha256_of, write_bytes
 from ine.models.fingerprint import fingerprint, same_weights
 from ine.models.parts import FAMILIES
 
@@ -81,6 +81,11 @@ class ConceptEmbedding:
     def width(self):
         """Width of the text states they belong to: 768 SD 1.x, 1024 SD 2.x, 2048 SDXL."""
         return sum(v.shape[1] for v in self.vectors)
+
+    @property
+    def digest(self):
+        """Return 16 hex digits of the numbers."""
+        return sha256_of(*(v.numpy().tobytes() for v in self.vectors))[:16]
 
     @property
     def family(self):
@@ -144,11 +149,7 @@ def write_embedding(embedding, path, force=False):
         OutputError: The file exists, has another extension, or cannot be written.
     """
     path = Path(path)
-    if path.suffix != ".safetensors":
-        raise OutputError(
-            f"{path}: embeddings are written as .safetensors, by which UIs know them; "
-            f"use {path.with_suffix('.safetensors').name}"
-        )
+    check_suffix(path)
     check_trigger(embedding.trigger)
     check_free(path, force)
     if path.stem != embedding.trigger:
@@ -486,6 +487,13 @@ def check_fits(embedding, parts):
             f"used on {parts.unet_name!r}; this works, but its effect has to be measured anew"
         )
     return notes
+
+
+def tell_fits(embeddings, parts):
+    """Log how the model differs from those that embeddings were made with; see `check_fits`."""
+    for embedding in embeddings:
+        for note in check_fits(embedding, parts):
+            log.info("note: %s", note)
 
 
 def _unet(embedding):

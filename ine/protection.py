@@ -40,7 +40,7 @@ from accelerate.utils import align_module_device
 from diffusers import UNet2DConditionModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 
-from ine.embedding import ConceptEmbedding, check_fits, read_embedding
+from ine.embedding import ConceptEmbedding, read_embedding, tell_fits
 from ine.errors import IneError, ModelError, did_you_mean
 from ine.guidance.cfg import classifier_free
 from ine.guidance.gates import Gated, remembering
@@ -148,9 +148,7 @@ def encode_negative(pipe, embeddings):
 
 def _check_negative(parts, negative):
     """Raise where an embedding does not fit; say where one differs or does nothing."""
-    for embedding in negative.embeddings:
-        for note in check_fits(_comparable(embedding, parts), parts):
-            log.info("note: %s", note)
+    tell_fits([_comparable(embedding, parts) for embedding in negative.embeddings], parts)
     _warn_of_nothing(parts, negative)
 
 

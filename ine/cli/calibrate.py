@@ -34,13 +34,7 @@ log = logging.getLogger("ine")
     help="Recipe with benign and tuning prompts; default the one that the embedding names.",
 )
 @click.option("--negative-prompt", default="", metavar="TEXT", help="Text beside the embeddings.")
-@click.option(
-    "--several",
-    type=click.Choice(["join", "match"]),
-    default="join",
-    show_default=True,
-    help="Several embeddings: all in one string, or the one that fits each picture.",
-)
+@options.several
 @click.option(
     "--gate",
     "gate_name",
@@ -69,21 +63,7 @@ log = logging.getLogger("ine")
     help="Benign pictures to watch (default twice what the rate needs, 200 for 0.01).",
 )
 @options.seed
-@click.option("--steps", type=click.IntRange(1, 1000), help="Denoising steps (mini 20, else 50).")
-@click.option(
-    "--scheduler",
-    type=click.Choice(["ddim", "dpm++", "euler", "pndm"]),
-    default="ddim",
-    show_default=True,
-    help="Sampler.",
-)
-@click.option(
-    "--guidance-scale",
-    type=click.FloatRange(min=1, min_open=True),
-    metavar="W",
-    help="Strength of the prompt (mini 5, else 7.5).",
-)
-@click.option("--batch", type=click.IntRange(1), help="Pictures made together (mini 16, else 4).")
+@options.sampling
 @options.out
 @options.force
 @options.device
@@ -121,11 +101,11 @@ def calibrate(
     """
     if measure and gate_name != "presence":
         raise click.UsageError(f"--measure needs --gate presence: {gate_name}'s has none")
-    from ine.embedding import check_fits, read_embedding
+    from ine.embedding import read_embedding, tell_fits
     from ine.files import check_free
     from ine.guidance import calibrate as library
     from ine.guidance.negative import join_or_match
-    from ine.sampling import SamplerSettings, sample_latents
+    from ine.sampling import sample_latents
 
     count = pictures or 2 * (library.fewest_pictures(false_open) + 1)
     library.threshold_for([0.0] * count, false_open)  # too few are refused before any work
@@ -139,16 +119,8 @@ def calibrate(
 
     name, source = choose.base_name(model, embeddings, recipe, unet)
     parts = choose.lay(choose.load_base(name, source, device, dtype), unet)
-    for embedding in embeddings:
-        for note in check_fits(embedding, parts):
-            log.info("note: %s", note)
-    small = parts.family == "mini"
-    sampler = SamplerSettings(
-        scheduler=scheduler,
-        steps=steps or (20 if small else 50),
-        guidance_scale=guidance_scale or (5.0 if small else 7.5),
-        batch=batch or (16 if small else 4),
-    )
+    tell_fits(embeddings, parts)
+    sampler = choose.sampler(parts, scheduler, steps, guidance_scale, batch)
     gate = library.GATES[gate_name](0.0, **({"measure": measure} if measure else {}))
     with bar(len(benign[0]) + len(implying[0]), "pictures") as update:
         settings = (negative, gate, sampler)
@@ -212,12 +184,11 @@ def _recipe(concept, embeddings, needed):
 
 def _benign(file, recipe, count, seed):
     """Return (prompts, seeds) of the benign pictures."""
-    from ine.cli.generate import read_prompts
     from ine.errors import RecipeError
     from ine.recipe import pairs
 
     if file:
-        return _spread(read_prompts((), file), count, seed, "benign")
+        return _spread(choose.read_prompts((), file), count, seed, "benign")
     templates = recipe.prompt_sets.get("benign")
     if not templates:
         raise RecipeError(

@@ -67,3 +67,41 @@ def lay(base, unet):
     if not weights.is_base:
         log.info("%s", weights.describe())
     return parts
+
+
+def sampler(parts, scheduler, steps=None, guidance_scale=None, batch=None):
+    """Return the `SamplerSettings` of `options.sampling`; None leaves what suits the model."""
+    from ine.sampling import SamplerSettings
+
+    small = parts.family == "mini"
+    return SamplerSettings(
+        scheduler=scheduler,
+        steps=steps or (20 if small else 50),
+        guidance_scale=guidance_scale or (5.0 if small else 7.5),
+        batch=batch or (16 if small else 4),
+    )
+
+
+def read_prompts(given, file):
+    """Return the prompts of `--prompt` and `--prompts`, in order.
+
+    Raises:
+        PromptError: There is none, the file cannot be read, or a prompt is empty.
+    """
+    from ine.errors import PromptError
+
+    texts = list(given)
+    if file:
+        try:
+            lines = file.read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise PromptError(f"{file}: cannot be read as UTF-8 text ({error})") from error
+        found = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+        if not found:
+            raise PromptError(f"{file}: holds no prompt; one a line is expected")
+        texts += found
+    if not texts:
+        raise PromptError("no prompt: give --prompt TEXT or --prompts FILE")
+    if any(not text.strip() for text in texts):
+        raise PromptError("--prompt '': a prompt is empty; for an unconditional picture give '.'")
+    return texts

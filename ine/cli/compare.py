@@ -164,15 +164,11 @@ def _prompts(given, file):
     """Return the prompts to show; none is fine."""
     if not given and not file:
         return ()
-    from ine.cli.generate import read_prompts
-
-    return tuple(read_prompts(given, file))
+    return tuple(choose.read_prompts(given, file))
 
 
 def _set(recipe, given):
     """Return the name of a prompt set, or the prompts of a file."""
     if given in recipe.prompt_sets or not Path(given).is_file():
         return given
-    from ine.cli.generate import read_prompts
-
-    return tuple(read_prompts((), Path(given)))
+    return tuple(choose.read_prompts((), Path(given)))

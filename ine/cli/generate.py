@@ -41,21 +41,7 @@ log = logging.getLogger("ine")
     show_default=True,
     help="Pictures per prompt, seeds counted up.",
 )
-@click.option("--steps", type=click.IntRange(1, 1000), help="Denoising steps (mini 20, else 50).")
-@click.option(
-    "--scheduler",
-    type=click.Choice(["ddim", "dpm++", "euler", "pndm"]),
-    default="ddim",
-    show_default=True,
-    help="Sampler.",
-)
-@click.option(
-    "--guidance-scale",
-    type=click.FloatRange(min=1, min_open=True),
-    metavar="W",
-    help="Strength of the prompt (mini 5, else 7.5).",
-)
-@click.option("--batch", type=click.IntRange(1), help="Pictures made together (mini 16, else 4).")
+@options.sampling
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -93,12 +79,12 @@ def generate(
     on where it stopped. With an embedding or weights of a recipe about people, the contact sheet
     blurs what that recipe's detector flags; the pictures themselves stay as they are.
     """
-    texts = read_prompts(given, prompts)
-    from ine.embedding import check_fits, read_embedding
+    texts = choose.read_prompts(given, prompts)
+    from ine.embedding import read_embedding, tell_fits
     from ine.gallery import GalleryPlan, fill_gallery, flagger_for
     from ine.guidance.table import describe
     from ine.models.fingerprint import exact_digest
-    from ine.sampling import PictureRequest, SamplerSettings
+    from ine.sampling import PictureRequest
 
     embeddings = tuple(read_embedding(path) for path in embedding_files)
     name, source = "mini", "no --model"
@@ -107,16 +93,8 @@ def generate(
     choose.check_unet(unet)
     base = choose.load_base(name, source, device, dtype)
     parts = choose.lay(base, unet)
-    for embedding in embeddings:
-        for note in check_fits(embedding, parts):
-            log.info("note: %s", note)
-    small = parts.family == "mini"
-    sampler = SamplerSettings(
-        scheduler=scheduler,
-        steps=steps or (20 if small else 50),
-        guidance_scale=guidance_scale or (5.0 if small else 7.5),
-        batch=batch or (16 if small else 4),
-    )
+    tell_fits(embeddings, parts)
+    sampler = choose.sampler(parts, scheduler, steps, guidance_scale, batch)
     method = guidance_of(parts, sampler, embeddings, negative_prompt, guided)
     requests = tuple(
         PictureRequest(prompt=text, seed=seed + k)
@@ -148,31 +126,6 @@ def generate(
         click.echo(json.dumps({"out": str(out), "pictures": rows}, indent=2, ensure_ascii=False))
         return
     click.echo(f"wrote {len(rows)} pictures to {out} (sheet.png, index.jsonl)")
-
-
-def read_prompts(given, file):
-    """Return the prompts of `--prompt` and `--prompts`, in order.
-
-    Raises:
-        PromptError: There is none, the file cannot be read, or a prompt is empty.
-    """
-    from ine.errors import PromptError
-
-    texts = list(given)
-    if file:
-        try:
-            lines = file.read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise PromptError(f"{file}: cannot be read as UTF-8 text ({error})") from error
-        found = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
-        if not found:
-            raise PromptError(f"{file}: holds no prompt; one a line is expected")
-        texts += found
-    if not texts:
-        raise PromptError("no prompt: give --prompt TEXT or --prompts FILE")
-    if any(not text.strip() for text in texts):
-        raise PromptError("--prompt '': a prompt is empty; for an unconditional picture give '.'")
-    return texts
 
 
 def _people(embeddings, unet):

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import click
 
+from ine.cli import options
+
 log = logging.getLogger("ine")
 
 
 def guiding(command):
     """Add the options of guidance to a command."""
-    for option in reversed(OPTIONS):
-        command = option(command)
-    return command
+    return options.together(*OPTIONS)(command)
 
 
 OPTIONS = (
@@ -41,13 +41,7 @@ OPTIONS = (
         metavar="SETTING=VALUE",
         help="Another setting of the method, such as warmup=5; may be repeated.",
     ),
-    click.option(
-        "--several",
-        type=click.Choice(["join", "match"]),
-        default="join",
-        show_default=True,
-        help="Several embeddings: all in one string, or the one that fits each picture.",
-    ),
+    options.several,
     click.option(
         "--gate",
         "gate_file",

@@ -95,3 +95,45 @@ unet = click.option(
     metavar="FILE",
     help="Unlearned weights to lay over the base model.",
 )
+several = click.option(
+    "--several",
+    type=click.Choice(["join", "match"]),
+    default="join",
+    show_default=True,
+    help="Several embeddings: all in one string, or the one that fits each picture.",
+)
+
+
+def together(*given):
+    """Return a decorator that adds several options, in this order."""
+
+    def add(command):
+        for option in reversed(given):
+            command = option(command)
+        return command
+
+    return add
+
+
+sampling = together(
+    click.option(
+        "--steps", type=click.IntRange(1, 1000), help="Denoising steps (mini 20, else 50)."
+    ),
+    click.option(
+        "--scheduler",
+        type=click.Choice(["ddim", "dpm++", "euler", "pndm"]),
+        default="ddim",
+        show_default=True,
+        help="Sampler.",
+    ),
+    click.option(
+        "--guidance-scale",
+        type=click.FloatRange(min=1, min_open=True),
+        metavar="W",
+        help="Strength of the prompt (mini 5, else 7.5).",
+    ),
+    click.option(
+        "--batch", type=click.IntRange(1), help="Pictures made together (mini 16, else 4)."
+    ),
+)
+"""What `choose.sampler` takes."""

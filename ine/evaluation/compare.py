@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ine.embedding import check_fits
+from ine.embedding import tell_fits
 from ine.errors import EmbeddingError, IneError, PromptError, RecipeError, did_you_mean
 from ine.evaluation.defences import UNDEFENDED, Defence
 from ine.evaluation.frontier import Curve, Point, frontier_svg
@@ -299,9 +299,8 @@ def compare(parts, recipe, embeddings, choice, sampler, folder, detector=None):
         raise EmbeddingError(
             "no embedding to compare: give --negative-embedding FILE; `ine invert` makes one"
         )
+    tell_fits(embeddings, parts)
     for embedding in embeddings:
-        for note in check_fits(embedding, parts):
-            log.info("note: %s", note)
         if steers_nothing(Negative("", (embedding,)), parts):
             log.warning(
                 "embedding %r equals the empty prompt on %s: as a negative it steers nothing",

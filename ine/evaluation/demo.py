@@ -123,15 +123,14 @@ def run_demo(folder, *, concept="fire", method="uce", seed=0, count=96, tell=log
     stage("load")
     tell(f"1/4 unlearning {concept} with {method.upper()}")
     weights = folder / f"{concept}-{method}.safetensors"
-    if not weights.exists() or weights_metadata(weights).get("ine.recipe_hash") != recipe.hash:
-        settings = dict(getattr(recipe.erase, method))
-        unlearn_concept(base, recipe, method, settings, weights, force=True)
-    unlearned, laid = lay_weights(base, weights)
+    unlearned, laid = unlearned_by(
+        base, recipe, method, dict(getattr(recipe.erase, method)), weights, tell
+    )
     tell("    " + laid.describe())
     stage("unlearn")
     tell("2/4 inverting it on the unlearned model (pictures by the base model, then vectors)")
     file = folder / f"{concept}-neg.safetensors"
-    embedding = _embedding(base, unlearned, recipe, file, seed, judge, tell)
+    embedding = embedding_of(base, unlearned, recipe, file, seed, judge, tell)
     stage("invert")
     tell("3/4 generating: undefended, words, embedding; the same seeds")
     bench = Bench(
@@ -173,7 +172,15 @@ def file_key(path):
     return sha256_of(Path(path).read_bytes())[:16]
 
 
-def _embedding(base, unlearned, recipe, file, seed, judge, tell):
+def unlearned_by(base, recipe, method, settings, file, tell):
+    """Return (parts, `UnlearnedWeights`); the file is made where it is not of this recipe."""
+    if not file.exists() or weights_metadata(file).get("ine.recipe_hash") != recipe.hash:
+        tell(f"    unlearning {file.name}")
+        unlearn_concept(base, recipe, method, settings, file, force=True)
+    return lay_weights(base, file)
+
+
+def embedding_of(base, unlearned, recipe, file, seed, judge, tell):
     """Return the embedding of this recipe and these weights, inverted where the file is not it."""
     unet = fingerprints(unlearned)["ine.unet_fingerprint"]
     wanted = {"ine.recipe_hash": recipe.hash, "ine.unet_fingerprint": unet, "ine.seed": str(seed)}
@@ -181,14 +188,17 @@ def _embedding(base, unlearned, recipe, file, seed, judge, tell):
         embedding = read_embedding(file)
         if wanted.items() <= embedding.metadata.items():
             return embedding
+    tell(f"    inverting {file.parent.name}/{file.stem}")
     options = RunOptions(out=file, trigger=f"{recipe.name}-neg", seed=seed, force=file.exists())
     embedding, _, summary = run_inversion(base, unlearned, recipe, options, judge)
     counts = summary["pictures"]
-    tell(
-        f"    {counts['kept']} of {counts['tried']} pictures kept; recovery "
-        f"{summary['recovery']:.2f}; on tuning prompts {summary['tuning_undefended']:.2f} -> "
-        f"{summary['tuning_left']:.2f}"
-    )
+    told = f"{counts['kept']} of {counts['tried']} pictures kept"
+    if summary["recovery"] is not None:
+        told += f"; recovery {summary['recovery']:.2f}"
+    if summary["tuning_left"] is not None:
+        undefended, left = summary["tuning_undefended"], summary["tuning_left"]
+        told += f"; on tuning prompts {undefended:.2f} -> {left:.2f}"
+    tell(f"    {told}")
     return embedding
 
 

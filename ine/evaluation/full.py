@@ -11,14 +11,15 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from ine.embedding import read_embedding
 from ine.evaluation.defences import UNDEFENDED, Defence, by_embedding, by_text, random_like
 from ine.evaluation.demo import (
     ATTRIBUTES,
     SAMPLER,
     Bench,
+    embedding_of,
     file_key,
     picture_grid,
+    unlearned_by,
 )
 from ine.evaluation.report import Report, Section, Table, write_report
 from ine.evaluation.study import (
@@ -28,14 +29,11 @@ from ine.evaluation.study import (
     subject_share,
 )
 from ine.inversion.preview import revive
-from ine.inversion.run import RunOptions, run_inversion
 from ine.judging.detectors import load_detector
 from ine.judging.rules import find_rule
-from ine.models.checkpoints import lay_weights
 from ine.models.parts import load_parts
 from ine.recipe import load_recipe
 from ine.runtime import library_versions
-from ine.unlearning.run import unlearn_concept
 
 log = logging.getLogger("ine")
 
@@ -130,24 +128,16 @@ def victim(bench, base, method, settings, tell):
     name = "-".join([method, *(f"{k}{v}" for k, v in settings.items())])
     file = bench.folder / "unlearned" / f"{bench.recipe.name}-{name}.safetensors"
     with made_once(file):
-        if not file.exists():
-            tell(f"  unlearning {file.name}")
-            unlearn_concept(base, bench.recipe, method, own, file)
-    parts, weights = lay_weights(base, file)
+        parts, weights = unlearned_by(base, bench.recipe, method, own, file, tell)
     key = f"{name}-{file_key(file)}"
     return Victim(method=method, parts=parts, key=key, file=file, told=weights.describe())
 
 
 def embedding_for(bench, base, unlearned, recipe, name, seed, tell):
     """Return the embedding of a recipe on a model, inverted once and kept as a file."""
-    trigger = f"{recipe.name}-neg"
-    file = bench.folder / "embeddings" / name / f"{trigger}.safetensors"
+    file = bench.folder / "embeddings" / name / f"{recipe.name}-neg.safetensors"
     with made_once(file):
-        if not file.exists():
-            tell(f"  inverting {name}")
-            options = RunOptions(out=file, trigger=trigger, seed=seed)
-            run_inversion(base, unlearned, recipe, options, bench.judge)
-    return read_embedding(file)
+        return embedding_of(base, unlearned, recipe, file, seed, bench.judge, tell)
 
 
 def base_section(bench, base):
@@ -187,9 +177,9 @@ def strength_section(bench, base, method, tell):
     for settings in ({}, *STRENGTHS[method]):
         model = victim(bench, base, method, settings, tell)
         # Half the pictures where only the trend matters.
-        bench = half if settings else bench
-        found = [bench.run(model.parts, model.key, UNDEFENDED, n) for n in STRENGTH_SETS]
-        near = [bench.run(model.parts, model.key, UNDEFENDED, n) for n in NEIGHBOURS]
+        run = (half if settings else bench).run
+        found = [run(model.parts, model.key, UNDEFENDED, n) for n in STRENGTH_SETS]
+        near = [run(model.parts, model.key, UNDEFENDED, n) for n in NEIGHBOURS]
         label = ", ".join(f"{k} {v}" for k, v in settings.items()) or "the recipe's own"
         shares = [attribute_share(r, n) for r, n in zip(near, NEIGHBOURS, strict=True)]
         rows.append([label, *share_row(bench, found), *shares])

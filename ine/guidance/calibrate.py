@@ -154,7 +154,7 @@ def provenance(parts, embeddings: Sequence[ConceptEmbedding], text="", several="
     """Return what a record says about weights, vectors and libraries."""
     prints = fingerprints(parts)
     return {
-        "embeddings": [{"trigger": e.trigger, "vectors": vectors_hash(e)} for e in embeddings],
+        "embeddings": [{"trigger": e.trigger, "vectors": e.digest} for e in embeddings],
         "text": text,
         "several": several,
         "model": parts.name,
@@ -163,11 +163,6 @@ def provenance(parts, embeddings: Sequence[ConceptEmbedding], text="", several="
         "unet_fingerprint": prints["ine.unet_fingerprint"],
         "versions": library_versions(),
     }
-
-
-def vectors_hash(embedding):
-    """Return 16 hex digits of an embedding's numbers."""
-    return sha256_of(*(v.numpy().tobytes() for v in embedding.vectors))[:16]
 
 
 def prompts_hash(prompts, seeds):
@@ -283,7 +278,7 @@ def check_calibrated(calibration, embeddings, parts, settings=None):
     """
     record = calibration.record
     made = {e["trigger"]: e["vectors"] for e in record.get("embeddings", [])}
-    have = {e.trigger: vectors_hash(e) for e in embeddings}
+    have = {e.trigger: e.digest for e in embeddings}
     if made and made != have:
         raise EmbeddingError(
             f"the gate was calibrated for the embeddings {', '.join(made)}, here are "

@@ -266,24 +266,53 @@ class _PresenceSession:
         return tuple(i for i in range(count) if self.opened[i])
 
     def _probe(self, step, ask, plain, pictures):
-        single = len(self.negatives) == 1
-        rows = None if len(pictures) == len(self.opened) else tuple(pictures)
-        names = {n: "negative" if single else f"negative:{n}" for n in self.negatives}
-        out = ask([Wanted(names[n], c, rows) for n, c in self.negatives.items()])
         towards = (plain["positive"] - plain["empty"])[pictures]
         measure = MEASURES[self.gate.measure]
-        for name, key in names.items():
-            found = measure(towards, out[key] - plain["empty"][pictures]).tolist()
+        for name, output in probe(ask, self.negatives, pictures, len(self.opened)).items():
+            found = measure(towards, output - plain["empty"][pictures]).tolist()
             for i, score in zip(pictures, found, strict=True):
                 # What is compared is what is logged, so a threshold taken from logs holds.
                 self.scores[i].append([step.index, name, round(score, 4)])
-        for i in pictures:
-            here = [s for s in self.scores[i] if s[0] == step.index]
-            best = max(here, key=lambda s: s[2])
-            self.opened[i] = best if best[2] > self.gate.threshold else None
+        decide(self.opened, self.scores, pictures, step, self.gate.threshold)
 
     def notes(self):
-        return [
-            {"gate": {"opened": opened, "probes": scores}}
-            for opened, scores in zip(self.opened, self.scores, strict=True)
-        ]
+        return gate_notes(self.opened, self.scores)
+
+
+def probe(ask, negatives, pictures, count):
+    """Return {name: U-Net output (pictures, C, H, W)} of negatives, in one call.
+
+    Args:
+        ask: Runs the U-Net.
+        negatives: {name: condition, one row}.
+        pictures: Which of the batch.
+        count: How many the batch has.
+    """
+    rows = None if len(pictures) == count else tuple(pictures)
+    # The names that the method's own slot asks by, so that it is not asked twice.
+    keys = {n: "negative" if len(negatives) == 1 else f"negative:{n}" for n in negatives}
+    out = ask([Wanted(keys[name], condition, rows) for name, condition in negatives.items()])
+    return {name: out[key] for name, key in keys.items()}
+
+
+def decide(opened, scores, pictures, step, threshold):
+    """Open the gate of pictures whose best score of this step exceeds the threshold; shut others.
+
+    Args:
+        opened: Per picture [step, negative, score] of what opened it, or None; changed here.
+        scores: Per picture its probes so far, [step, negative, score] each.
+        pictures: Those that were probed at this step.
+        step: Where the loop stands.
+        threshold: In units of the scores.
+    """
+    for i in pictures:
+        best = max((s for s in scores[i] if s[0] == step.index), key=lambda s: s[2])
+        opened[i] = best if best[2] > threshold else None
+
+
+def gate_notes(opened, scores):
+    """Return what a gate logs, one dict per picture."""
+    return [
+        {"gate": {"opened": one, "probes": probes}}
+        for one, probes in zip(opened, scores, strict=True)
+    ]

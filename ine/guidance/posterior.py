@@ -37,7 +37,7 @@ import torch
 
 from ine.errors import IneError
 from ine.guidance.additive import additive
-from ine.guidance.gates import Window, check_probing, query_steps
+from ine.guidance.gates import Window, check_probing, decide, gate_notes, probe, query_steps
 from ine.guidance.negative import Negative
 from ine.guidance.protocol import Step, Wanted
 
@@ -223,24 +223,15 @@ class _PosteriorSession:
                 # What is compared is what is logged, so a threshold taken from logs holds.
                 self.scores[i].append([step.index, name, round(track.p[i], 4)])
                 judged.add(i)
-        for i in judged:
-            best = max((s for s in self.scores[i] if s[0] == step.index), key=lambda s: s[2])
-            self.opened[i] = best if best[2] > self.gate.threshold else None
+        decide(self.opened, self.scores, judged, step, self.gate.threshold)
 
     def _probe(self, step, ask, plain, pictures):
-        single = len(self.negatives) == 1
-        rows = None if len(pictures) == len(self.opened) else pictures
-        keys = {n: "negative" if single else f"negative:{n}" for n in self.negatives}
-        out = ask([Wanted(keys[n], c, rows) for n, c in self.negatives.items()])
         empty = plain["empty"][list(pictures)]
-        for name, key in keys.items():
-            self.tracks[name].see(step, pictures, empty, out[key])
+        for name, output in probe(ask, self.negatives, pictures, len(self.opened)).items():
+            self.tracks[name].see(step, pictures, empty, output)
 
     def notes(self):
-        return [
-            {"gate": {"opened": opened, "probes": scores}}
-            for opened, scores in zip(self.opened, self.scores, strict=True)
-        ]
+        return gate_notes(self.opened, self.scores)
 
 
 @dataclass(frozen=True)

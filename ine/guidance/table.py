@@ -5,7 +5,6 @@ from dataclasses import dataclass, fields, is_dataclass
 
 from ine.embedding import ConceptEmbedding
 from ine.errors import IneError, did_you_mean
-from ine.files import sha256_of
 from ine.guidance.additive import Additive
 from ine.guidance.cfg import ClassifierFree
 from ine.guidance.posterior import Dynamic
@@ -136,8 +135,7 @@ def describe(value):
     Embeddings are named by trigger and a hash of their vectors.
     """
     if isinstance(value, ConceptEmbedding):
-        digest = sha256_of(*(v.numpy().tobytes() for v in value.vectors))[:16]
-        return f"{value.trigger}:{digest}"
+        return f"{value.trigger}:{value.digest}"
     if is_dataclass(value):
         inside = ", ".join(f"{f.name}={describe(getattr(value, f.name))}" for f in fields(value))
         return f"{type(value).__name__}({inside})"

@@ -100,7 +100,7 @@ def make_pictures(
                 tuple(f"{first + i:06d}" for i in range(len(unit))),
                 spec.batch,
             )
-            found = _subset(found, keep)
+            found = found.of(keep)
             if keep_images:
                 for i in keep:
                     write_png(Path(keep_images) / f"{first + i:06d}.png", arrays[i])
@@ -117,7 +117,7 @@ def make_pictures(
             f"by rule {rule.name}, {spec.count} are wanted; change pictures.prompts, or give "
             "pictures of your own with --images"
         )
-    joined = _subset(_join(units), list(range(min(kept, spec.count))))
+    joined = _join(units).of(range(min(kept, spec.count)))
     return Made(pictures=joined, tried=tried, kept=kept)
 
 
@@ -129,15 +129,6 @@ def _cached(path, key, keep_images):
     found = load_pictures(path, pictured)
     whole = found and all((Path(keep_images) / f"{name}.png").is_file() for name in found.names)
     return found if whole else None
-
-
-def _subset(pictures, index):
-    return type(pictures)(
-        mean=pictures.mean[index],
-        std=pictures.std[index],
-        captions=tuple(pictures.captions[i] for i in index),
-        names=tuple(pictures.names[i] for i in index),
-    )
 
 
 def _join(units):

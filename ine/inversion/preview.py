@@ -11,7 +11,7 @@ from ine.inversion.concept import share_with
 from ine.inversion.invert import Preview
 from ine.recipe import pairs
 from ine.runtime import seed_for
-from ine.sampling import SamplerSettings, decode_latents, sample_latents
+from ine.sampling import PictureRequest, SamplerSettings, generate
 from ine.text import encode
 
 
@@ -67,12 +67,10 @@ def revive(parts, recipe, vectors, trigger, count, settings, seed, negative=None
 
 def in_units(parts, prompts, seeds, guidance, settings):
     """Return pictures of prompts, made in units of `settings.batch`, (B, H, W, 3) uint8."""
-    found = []
-    for first in range(0, len(prompts), settings.batch):
-        cut = slice(first, first + settings.batch)
-        latents, _, _ = sample_latents(parts, prompts[cut], seeds[cut], guidance, settings)
-        found.append(decode_latents(parts, latents))
-    return np.concatenate(found)
+    wanted = zip(prompts, seeds, strict=True)
+    requests = [PictureRequest(prompt=prompt, seed=seed) for prompt, seed in wanted]
+    units = generate(parts, requests, guidance, settings)
+    return np.concatenate([unit.pictures for unit in units])
 
 
 def make_preview(parts, recipe, rule, detector, trigger, seed):
