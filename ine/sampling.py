@@ -106,11 +106,43 @@ def sample_latents(parts, prompts, seeds, guidance=None, settings=None, on_step=
     """
     settings = settings or SamplerSettings()
     guidance = guidance or ClassifierFree()
+    attempts = getattr(guidance, "attempts", None)
+    if attempts is None:
+        latents, notes, asked, _ = _denoise(parts, prompts, seeds, guidance, settings, on_step)
+        return latents, notes, asked
+    rows = list(range(len(prompts)))
+    latents, notes, asked = None, [{"attempts": []} for _ in rows], [0] * len(rows)
+    for number, attempt in enumerate(attempts):
+        found, told, calls, again = _denoise(
+            parts, [prompts[i] for i in rows], [seeds[i] for i in rows], attempt, settings, on_step
+        )
+        if latents is None:
+            latents = found
+        else:
+            latents[rows] = found
+        for place, i in enumerate(rows):
+            notes[i]["attempts"].append(told[place])
+            asked[i] += calls[place]
+        rows = [rows[place] for place in again]
+        if not rows or number + 1 == len(attempts):
+            break
+    for i, note in enumerate(notes):
+        # What is still recognised after the last attempt is for the operator to know.
+        note["left"] = i in rows
+    return latents, notes, asked
+
+
+def _denoise(parts, prompts, seeds, guidance, settings, on_step):
+    """Return (latents, notes, U-Net calls, pictures to be begun anew) of one run of the loop.
+
+    Once all pictures are to be begun anew the run is left: nothing of it is kept.
+    """
     device, dtype = parts.device, parts.dtype
     scheduler = make_scheduler(settings.scheduler, parts.scheduler_config, settings.steps, device)
     latents = start_noise(parts.latent_shape, seeds).to(device, dtype)
     latents = latents * scheduler.init_noise_sigma
     asked = [0] * len(prompts)
+    again: tuple[int, ...] = ()
     x_t = t = None
 
     def ask(wanted):
@@ -140,8 +172,11 @@ def sample_latents(parts, prompts, seeds, guidance=None, settings=None, on_step=
                 on_step(step)
             output = session.predict(step, ask)
             latents = scheduler.step(output, t, latents, return_dict=False)[0]
+            again = getattr(session, "again", ())
+            if len(again) == len(prompts) and not getattr(session, "last", False):
+                break
         notes = session.notes()
-    return latents, notes, asked
+    return latents, notes, asked, again
 
 
 def run_unet(unet, x_t, t, condition):

@@ -38,7 +38,7 @@ log = logging.getLogger("ine")
 @click.option(
     "--gate",
     "gate_name",
-    type=click.Choice(["presence", "posterior"]),
+    type=click.Choice(["presence", "posterior", "recognition"]),
     default="presence",
     show_default=True,
     help="What the gate looks at.",
@@ -62,6 +62,12 @@ log = logging.getLogger("ine")
     metavar="N",
     help="Benign pictures to watch (default twice what the rate needs, 200 for 0.01).",
 )
+@click.option(
+    "--examples",
+    type=click.IntRange(64),
+    metavar="N",
+    help="recognition: pictures of each kind to learn from (default 512).",
+)
 @options.seed
 @options.sampling
 @options.out
@@ -81,6 +87,7 @@ def calibrate(
     measure,
     false_open,
     pictures,
+    examples,
     seed,
     steps,
     scheduler,
@@ -96,8 +103,12 @@ def calibrate(
 
     Benign pictures are begun undefended while the gate watches; its threshold is set so that it
     would open for the wanted share of them. How often it opens on the recipe's tuning prompts,
-    which imply the concept, is told too: a gate that stays closed there defends nothing. Nothing
-    else is written; calibrate with the settings with which pictures will be made.
+    which imply the concept, is told too: a gate that stays closed there defends nothing.
+    Calibrate with the settings with which pictures will be made.
+
+    --gate recognition first learns from pictures that the unlearned model draws with the
+    embedding in the prompt and without it, as the recipe's detector tells them apart. What was
+    drawn is kept in OUT.run as activations, so an interrupted run goes on.
     """
     if measure and gate_name != "presence":
         raise click.UsageError(f"--measure needs --gate presence: {gate_name}'s has none")
@@ -113,15 +124,22 @@ def calibrate(
     check_free(out, force)
     embeddings = tuple(read_embedding(path) for path in embedding_files)
     negative = join_or_match(negative_prompt, embeddings, several)
-    recipe = _recipe(concept, embeddings, needed=prompts is None)
-    benign = _benign(prompts, recipe, count, seed)
+    learning = gate_name == "recognition"
+    if examples and not learning:
+        raise click.UsageError(f"--examples needs --gate recognition: {gate_name} learns nothing")
+    recipe = _recipe(concept, embeddings, needed=prompts is None or learning)
+    benign = _benign(prompts, recipe, count, seed, wide=learning)
     implying = _implying(recipe, min(count, 100), seed)
 
     name, source = choose.base_name(model, embeddings, recipe, unet)
     parts = choose.lay(choose.load_base(name, source, device, dtype), unet)
     tell_fits(embeddings, parts)
     sampler = choose.sampler(parts, scheduler, steps, guidance_scale, batch)
-    gate = library.GATES[gate_name](0.0, **({"measure": measure} if measure else {}))
+    taught = {}
+    if learning:
+        gate, taught = _taught(parts, recipe, embeddings, sampler, examples or 512, seed, out)
+    else:
+        gate = library.GATES[gate_name](0.0, **({"measure": measure} if measure else {}))
     with bar(len(benign[0]) + len(implying[0]), "pictures") as update:
         settings = (negative, gate, sampler)
         scores = library.gate_scores(sample_latents, parts, *benign, *settings, update)
@@ -134,6 +152,7 @@ def calibrate(
             "distinct": len(set(benign[0])),
             "hash": library.prompts_hash(*benign),
         },
+        **taught,
         "seed": seed,
         "sampler": library.sampler_record(sampler),
         **library.provenance(parts, embeddings, negative_prompt, several),
@@ -142,6 +161,41 @@ def calibrate(
     found.record["open_on_tuning"] = library.open_share(found.gate, tuning) if tuning else None
     library.write_calibration(found, out, force)
     _tell(found, out, as_json)
+
+
+def _taught(parts, recipe, embeddings, sampler, count, seed, out):
+    """Return (a `Recognition` without a threshold, what the record says of its examples)."""
+    from ine.embedding import fingerprints
+    from ine.guidance.recognition import QUERIES, Recognition
+    from ine.inversion.examples import teach_probes
+    from ine.judging.detectors import load_detector
+    from ine.judging.rules import find_rule
+
+    rule = find_rule(recipe.pictures.rule)
+    done = 0
+    with bar(2 * count, "examples") as update:
+
+        def told(pictures):
+            nonlocal done
+            done += pictures
+            update(done)
+
+        probes, record = teach_probes(
+            parts,
+            recipe,
+            embeddings,
+            sampler,
+            QUERIES,
+            rule,
+            load_detector(rule.detector),
+            count=count,
+            seed=seed,
+            folder=out.with_name(out.name + ".run"),
+            key=fingerprints(parts)["ine.unet_fingerprint"],
+            told=told,
+        )
+    gate = Recognition(0.0, probes, QUERIES, recipe.name)
+    return gate, {"examples": {**record, "rule": rule.name}}
 
 
 def _tell(found, out, as_json):
@@ -182,14 +236,15 @@ def _recipe(concept, embeddings, needed):
     return None
 
 
-def _benign(file, recipe, count, seed):
-    """Return (prompts, seeds) of the benign pictures."""
+def _benign(file, recipe, count, seed, wide=False):
+    """Return (prompts, seeds) of the benign pictures; `wide` adds what erasers shall preserve."""
     from ine.errors import RecipeError
+    from ine.inversion.examples import benign_templates
     from ine.recipe import pairs
 
     if file:
         return _spread(choose.read_prompts((), file), count, seed, "benign")
-    templates = recipe.prompt_sets.get("benign")
+    templates = benign_templates(recipe) if wide else recipe.prompt_sets.get("benign")
     if not templates:
         raise RecipeError(
             f"recipe {recipe.name}: has no prompt_sets.benign; add it, or give --prompts FILE"

@@ -54,6 +54,14 @@ OPTIONS = (
         metavar="FROM:TO",
         help="Act only in this part of the run, such as 0:0.6.",
     ),
+    click.option(
+        "--rewind",
+        is_flag=False,
+        flag_value="1,2,4",
+        metavar="LADDER",
+        help="Begin a picture anew, steered from its start, where the gate opens; again and "
+        "stronger where it opens again (default 1,2,4 times the strength).",
+    ),
 )
 
 
@@ -73,6 +81,20 @@ def read_window(text):
         return Window(float(first), float(last))
     except ValueError:
         raise IneError(f"--gate-window {text}: expected two fractions such as 0:0.6") from None
+
+
+def read_ladder(text):
+    """Return the multiples of "1,2,4".
+
+    Raises:
+        IneError: Not numbers.
+    """
+    from ine.errors import IneError
+
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise IneError(f"--rewind {text}: expected multiples such as 1,2,4") from None
 
 
 def guidance_of(parts, sampler, embeddings, text, given):
@@ -95,6 +117,7 @@ def guidance_of(parts, sampler, embeddings, text, given):
     from ine.guidance.calibrate import check_calibrated, read_calibration
     from ine.guidance.gates import Gated
     from ine.guidance.negative import join_or_match
+    from ine.guidance.rewind import Rewind
     from ine.guidance.table import build_guidance, read_settings
 
     settings = read_settings(given["settings"])
@@ -103,6 +126,8 @@ def guidance_of(parts, sampler, embeddings, text, given):
         strength = suggested_strength(embeddings)
         if strength is not None:
             log.info("negative strength %g (from the embedding)", strength)
+        elif given["rewind"]:
+            strength = sampler.guidance_scale - 1  # the method's own, as a number to multiply
     if strength is not None:
         if given["guidance"] in ("cfg", "safree"):
             raise click.UsageError(
@@ -117,10 +142,16 @@ def guidance_of(parts, sampler, embeddings, text, given):
         )
     guidance = build_guidance(given["guidance"], negative, given["preset"], settings)
     window = read_window(given["gate_window"])
+    if given["rewind"] and not given["gate_file"]:
+        raise click.UsageError("--rewind needs --gate FILE: who is begun anew is for a gate to say")
     if given["gate_file"]:
         calibration = read_calibration(given["gate_file"])
         for note in check_calibrated(calibration, embeddings, parts, sampler):
             log.info("note: %s", note)
+        if given["rewind"]:
+            # The gate looks when it wants; the window is for what acts in the attempts after.
+            method = Gated(guidance, window) if window else guidance
+            return Rewind(method, calibration.gate, read_ladder(given["rewind"]))
         gate = calibration.gate if window is None else replace(calibration.gate, window=window)
         return Gated(guidance, gate)
     return Gated(guidance, window) if window else guidance

@@ -11,16 +11,19 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import torch
+
 from ine.embedding import ConceptEmbedding, fingerprints
 from ine.errors import EmbeddingError, IneError, did_you_mean
 from ine.files import check_free, sha256_of, write_json
 from ine.guidance.cfg import ClassifierFree
 from ine.guidance.gates import Gate, Gated, Presence, Window, query_steps
 from ine.guidance.posterior import Belief, Posterior
+from ine.guidance.recognition import Probe, Recognition
 from ine.models.fingerprint import same_weights
 from ine.runtime import library_versions
 
-GATES = {"presence": Presence, "posterior": Posterior}
+GATES = {"presence": Presence, "posterior": Posterior, "recognition": Recognition}
 """Name -> a gate with a threshold, whose notes hold its probes."""
 
 SUFFIX = ".gate.json"
@@ -188,12 +191,16 @@ def write_calibration(calibration, path, force=False):
     settings = {
         "threshold": gate.threshold,
         "queries": list(gate.queries),
-        "latch": gate.latch,
         "window": [gate.window.first, gate.window.last],
     }
+    if isinstance(gate, Recognition):
+        settings["concept"] = gate.concept
+        settings["probes"] = [{"weight": p.weight.tolist(), "bias": p.bias} for p in gate.probes]
+    else:
+        settings["latch"] = gate.latch
     if isinstance(gate, Presence):
         settings["measure"] = gate.measure
-    else:
+    if isinstance(gate, Posterior):
         settings["belief"] = dict(vars(gate.belief))
     head = {"kind": "gate", "version": 1, "gate": name, "settings": settings}
     write_json(path, {**head, **calibration.record})
@@ -254,10 +261,15 @@ def _gate_of(path, kind, settings):
             given["window"] = Window(*given["window"])
         if "belief" in given:
             given["belief"] = Belief(**given["belief"])
+        if "probes" in given:
+            given["probes"] = tuple(
+                Probe(torch.tensor(p["weight"], dtype=torch.float32), float(p["bias"]))
+                for p in given["probes"]
+            )
         return kind(**given)
     except IneError as error:
         raise IneError(f"{path}: {error}") from error
-    except (TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise IneError(f"{path}: settings do not make a gate ({error}); calibrate again") from error
 
 

@@ -8,6 +8,7 @@ from ine.errors import IneError, did_you_mean
 from ine.guidance.additive import Additive
 from ine.guidance.cfg import ClassifierFree
 from ine.guidance.posterior import Dynamic
+from ine.guidance.recognition import Probe
 from ine.guidance.safree import Safree, safree_against
 from ine.guidance.sld import PRESETS, SafeLatent
 
@@ -132,10 +133,12 @@ def build_guidance(name, negative, preset=None, settings: Mapping | None = None)
 def describe(value):
     """Return text that changes with everything in a guidance that changes pixels.
 
-    Embeddings are named by trigger and a hash of their vectors.
+    Embeddings are named by trigger and a hash of their vectors, probes by a hash.
     """
     if isinstance(value, ConceptEmbedding):
         return f"{value.trigger}:{value.digest}"
+    if isinstance(value, Probe):
+        return f"probe:{value.digest}"
     if is_dataclass(value):
         inside = ", ".join(f"{f.name}={describe(getattr(value, f.name))}" for f in fields(value))
         return f"{type(value).__name__}({inside})"

@@ -16,7 +16,7 @@ from ine.text import encode
 
 
 @dataclass(frozen=True)
-class _WithVectors:
+class WithVectors:
     """Prompts that hold a trigger, encoded with its vectors; the negative stays as it is."""
 
     trigger: str
@@ -60,7 +60,7 @@ def revive(parts, recipe, vectors, trigger, count, settings, seed, negative=None
     for template, noun in chosen:
         text = template.replace("{noun}", "{}").replace("{v}", "\0")
         prompts.append(recipe.fill(text, noun).replace("\0", trigger))
-    guidance = _WithVectors(trigger, tuple(vectors), negative or Negative())
+    guidance = WithVectors(trigger, tuple(vectors), negative or Negative())
     seeds = [seed_for(seed, "recovery", i) for i in range(count)]
     return in_units(parts, prompts, seeds, guidance, settings)
 

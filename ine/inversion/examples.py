@@ -1,0 +1,209 @@
+"""Teaching a gate with the unlearned model's own pictures: with the vectors as prompt, and without.
+
+What an unlearned model draws when something reaches the concept is not what the base draws, and
+the vectors are such a something: on the bundled model a probe taught by them misses a third of
+what one taught by the base's pictures misses. Only activations are kept, never a picture.
+
+Shape letters: N pictures, F features of a probe.
+"""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save
+
+from ine.errors import PicturesError
+from ine.files import sha256_of, write_bytes
+from ine.guidance.cfg import ClassifierFree
+from ine.guidance.negative import Negative
+from ine.guidance.recognition import fit_probe, noise_levels, noised_features
+from ine.inversion.preview import WithVectors, choose
+from ine.recipe import pairs
+from ine.runtime import generator_for, seed_for
+from ine.sampling import decode_latents, sample_latents
+
+log = logging.getLogger("ine")
+
+FEWEST = 32
+"""Pictures of each kind without which a probe is not worth fitting."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examples:
+    """Activations on pictures of one kind, and whether the concept is in them."""
+
+    features: tuple[torch.Tensor, ...]
+    """One (N, F) per noise level."""
+
+    shown: torch.Tensor
+    """(N,) bool: whether the rule found the concept."""
+
+
+def benign_templates(recipe):
+    """Return the recipe's benign prompt templates, what an eraser shall preserve among them."""
+    preserved = recipe.erase.preserve if recipe.erase else ()
+    return tuple(dict.fromkeys((*recipe.prompt_sets.get("benign", ()), *preserved)))
+
+
+def benign_prompts(recipe, count, seed):
+    """Return `count` benign prompts of a recipe, templates and subjects spread evenly."""
+    filled = [recipe.fill(t, n) for t, n in pairs(benign_templates(recipe), recipe.prompt_nouns)]
+    return choose(list(dict.fromkeys(filled)), count, seed, "examples", "absent")
+
+
+def showing_prompts(recipe, trigger, count, seed):
+    """Return `count` benign prompts of a recipe with the trigger in them.
+
+    Before the subject where the concept is an attribute of one ("a {v} {noun}"), else as the
+    subject.
+    """
+    named = bool(recipe.inversion.named_templates)
+    subjects = [f"{trigger} {n}" if named else trigger for n in (recipe.prompt_nouns or ("",))]
+    filled = [recipe.fill(t, s) for t, s in pairs(benign_templates(recipe), subjects)]
+    return choose(list(dict.fromkeys(filled)), count, seed, "examples", "shown")
+
+
+def make_examples(
+    parts, prompts, guidance, settings, queries, rule, detector, *, seed, kind, folder, key, told
+):
+    """Return the `Examples` of prompts; units that are in `folder` are read back.
+
+    Args:
+        parts: The unlearned `DiffusionParts`.
+        prompts: N texts.
+        guidance: How they are drawn.
+        settings: `SamplerSettings`.
+        queries: Fractions of the run at whose noise levels features are taken.
+        rule: What the concept is.
+        detector: The rule's detector.
+        seed: Where all randomness comes from.
+        kind: "absent", or "shown" and by which vectors; told apart in seeds and files.
+        folder: Where finished units go.
+        key: All else that decides the features.
+        told: Called with the number of pictures of every unit.
+    """
+    levels = noise_levels(parts, settings, queries)
+    units = []
+    for first in range(0, len(prompts), settings.batch):
+        texts = list(prompts[first : first + settings.batch])
+        path = Path(folder) / f"{kind}-{first:06d}.safetensors"
+        unit_key = sha256_of(key.encode(), repr((texts, seed, levels, settings)).encode())[:16]
+        unit = _read(path, unit_key)
+        if unit is None:
+            seeds = [seed_for(seed, "examples", kind, first + i) % 2**32 for i in range(len(texts))]
+            latents, _, _ = sample_latents(parts, texts, seeds, guidance, settings)
+            shown = [rule.fires(scores) for scores in detector(decode_latents(parts, latents))]
+            unit = {"shown": torch.tensor(shown)}
+            for number, (t, alpha_bar) in enumerate(levels):
+                noise = generator_for(seed, "examples", kind, first, number)
+                unit[f"features.{number}"] = noised_features(
+                    parts, latents.float().cpu(), t, alpha_bar, noise
+                )
+            write_bytes(path, save(unit, {"key": unit_key}))
+        units.append(unit)
+        told(len(texts))
+    return Examples(
+        features=tuple(
+            torch.cat([u[f"features.{number}"] for u in units]) for number in range(len(levels))
+        ),
+        shown=torch.cat([u["shown"] for u in units]),
+    )
+
+
+def _read(path, key):
+    from safetensors import safe_open
+
+    if not path.exists():
+        return None
+    with safe_open(path, "pt") as file:
+        if (file.metadata() or {}).get("key") != key:
+            return None
+    return load_file(path)
+
+
+def teach_probes(
+    parts,
+    recipe,
+    embeddings,
+    settings,
+    queries,
+    rule,
+    detector,
+    *,
+    count=512,
+    seed=0,
+    folder,
+    key="",
+    told=lambda pictures: None,
+):
+    """Return (probes, record): a `Probe` per query, and how many pictures of each kind taught them.
+
+    Pictures with the vectors in the prompt count where the rule finds the concept, those
+    without where it does not.
+
+    Args:
+        parts: The unlearned `DiffusionParts`.
+        recipe: A `ConceptRecipe` with benign prompts.
+        embeddings: The concept's `ConceptEmbedding`s for this model; each draws its part.
+        settings: `SamplerSettings` of the runs that are to be watched.
+        queries: Fractions of the run, one probe each.
+        rule: What the concept is.
+        detector: The rule's detector.
+        count: Pictures drawn of each kind.
+        seed: Where all randomness comes from.
+        folder: Where finished units go.
+        key: What the model is, for the units.
+        told: Called with the number of pictures of every unit.
+
+    Raises:
+        PicturesError: Too few pictures of a kind.
+    """
+    unwanted = Negative(recipe.pictures.negative_prompt)
+    drawn = [("absent", benign_prompts(recipe, count, seed), ClassifierFree(unwanted))]
+    for number, embedding in enumerate(embeddings):
+        share = count // len(embeddings) + (number < count % len(embeddings))
+        prompts = showing_prompts(recipe, embedding.trigger, share, seed)
+        guidance = WithVectors(embedding.trigger, embedding.vectors, unwanted)
+        drawn.append((f"shown-{embedding.trigger}", prompts, guidance))
+    digests = ",".join(e.digest for e in embeddings)
+    features, labels, record = [], [], {}
+    for kind, prompts, guidance in drawn:
+        found = make_examples(
+            parts,
+            prompts,
+            guidance,
+            settings,
+            queries,
+            rule,
+            detector,
+            seed=seed,
+            kind=kind,
+            folder=folder,
+            key=f"{key}|{digests}|{rule.name}",
+            told=told,
+        )
+        wanted = kind != "absent"
+        keep = found.shown if wanted else ~found.shown
+        record[kind] = {"drawn": len(keep), "kept": int(keep.sum())}
+        features.append([f[keep] for f in found.features])
+        labels.append(torch.full((int(keep.sum()),), wanted))
+    _check_enough(record, recipe, rule)
+    joined = [torch.cat(parts_of_one) for parts_of_one in zip(*features, strict=True)]
+    return tuple(fit_probe(f, torch.cat(labels)) for f in joined), record
+
+
+def _check_enough(record, recipe, rule):
+    """Raise `PicturesError` where a kind is too small to learn from."""
+    for what, kinds in (
+        ("are free of", [k for k in record if k == "absent"]),
+        ("show", [k for k in record if k != "absent"]),
+    ):
+        kept, drawn = (sum(record[k][n] for k in kinds) for n in ("kept", "drawn"))
+        if kept < FEWEST:
+            raise PicturesError(
+                f"only {kept} of {drawn} pictures {what} {recipe.name} by rule {rule.name}, a "
+                f"probe needs {FEWEST}; draw more with --examples, or look whether the embedding "
+                "recovers the concept on this model"
+            )

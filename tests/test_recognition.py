@@ -1,0 +1,313 @@
+"""The gate that recognises, and beginning anew: what opens, what is kept, what it costs."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from ine.embedding import new_embedding
+from ine.errors import IneError, PicturesError
+from ine.guidance.additive import Additive
+from ine.guidance.calibrate import calibrated, read_calibration, write_calibration
+from ine.guidance.cfg import ClassifierFree
+from ine.guidance.gates import Gated, Window
+from ine.guidance.negative import Negative
+from ine.guidance.recognition import (
+    Probe,
+    Recognition,
+    blocks_of,
+    features_of,
+    fit_probe,
+    listening,
+    noise_levels,
+    noised_features,
+)
+from ine.guidance.rewind import Rewind, strengthened
+from ine.guidance.table import describe
+from ine.sampling import SamplerSettings, make_scheduler, sample_latents
+
+PROMPTS, SEEDS = ("a dog", "a cat", "a house", "snow"), (3, 4, 5, 6)
+SETTINGS = SamplerSettings(steps=6, guidance_scale=5.0)
+
+
+def noise(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+FIRE = Negative("", (new_embedding(noise(2, 32, seed=1), "fire-neg", "fire"),))
+METHOD = Additive(FIRE, strength=2.0)
+
+
+def sample(parts, guidance, pictures=range(4), settings=SETTINGS):
+    prompts, seeds = [PROMPTS[i] for i in pictures], [SEEDS[i] for i in pictures]
+    return sample_latents(parts, prompts, seeds, guidance, settings)
+
+
+def width(parts):
+    with torch.no_grad():
+        return noised_features(parts, noise(1, *parts.latent_shape), 500.0, 0.5, None).shape[1]
+
+
+@pytest.fixture
+def gate(tiny_parts):
+    """A gate that opens for some pictures of `PROMPTS`, not for all."""
+    probe = Probe(noise(width(tiny_parts), seed=7), 0.0)
+    closed = Recognition(math.inf, (probe,), (0.5,), "fire")
+    _, notes, _ = sample(tiny_parts, Gated(METHOD, closed))
+    scores = sorted(note["gate"]["probes"][0][2] for note in notes)
+    assert len(set(scores)) == 4
+    return replace(closed, threshold=(scores[1] + scores[2]) / 2)
+
+
+# --- features and probes ------------------------------------------------------------------------
+
+
+def test_features_are_mean_maximum_and_spread_of_every_channel():
+    first, second = noise(2, 3, 4, 4, seed=1), noise(2, 5, 2, 2, seed=2)
+    found = features_of([first, second])
+    assert found.shape == (2, 3 * (3 + 5))
+    assert torch.allclose(found[1, 0], first[1, 0].mean())
+    assert torch.allclose(found[1, 3], first[1, 0].max())
+    assert torch.allclose(found[1, 6], first[1, 0].std())
+    assert torch.allclose(found[0, 9 + 5], second[0, 0].max())
+
+
+def test_listening_hears_the_blocks_and_leaves_no_hook(tiny_parts):
+    unet = tiny_parts.unet
+    before = [len(block._forward_hooks) for block in blocks_of(unet)]
+    with listening(unet) as heard:
+        sample(tiny_parts, ClassifierFree(), [0])
+        assert [h.shape[0] for h in heard] == [2, 2]
+    assert [len(block._forward_hooks) for block in blocks_of(unet)] == before
+
+
+def test_a_probe_finds_the_direction_that_tells_kinds_apart():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(600) % 3 == 0  # uneven kinds
+    direction = torch.zeros(20)
+    direction[4] = 1.0
+    features = torch.randn(600, 20, generator=generator) * 3 + 7
+    features[labels] += 12 * direction
+    probe = fit_probe(features, labels)
+    scores = probe.scores(features)
+    assert ((scores > 0) == labels).float().mean() > 0.97
+    assert int(probe.weight.abs().argmax()) == 4
+    assert scores.median() < 0  # the rarer kind is not believed to be the rule
+
+
+def test_a_probe_on_labels_without_meaning_knows_nothing():
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(400, 10, generator=generator)
+    labels = torch.rand(400, generator=generator) < 0.5
+    fresh = torch.randn(400, 10, generator=generator)
+    right = (fit_probe(features, labels).scores(fresh) > 0) == (
+        torch.rand(400, generator=generator) < 0.5
+    )
+    assert abs(right.float().mean() - 0.5) < 0.1
+
+
+def test_the_penalty_is_of_logistic_regression():
+    # At the optimum the gradient of the penalised loss in standardised units is nothing.
+    generator = torch.Generator().manual_seed(1)
+    features = torch.randn(200, 4, generator=generator).double() * 2 + 1
+    labels = features[:, 0] + torch.randn(200, generator=generator).double() > 1
+    probe = fit_probe(features, labels, ridge=0.1)
+    scale = features.std(0)
+    standard = (features - features.mean(0)) / scale
+    weight = probe.weight.double() * scale
+    each = torch.where(labels, 0.5 / labels.double().mean(), 0.5 / (~labels).double().mean())
+    miss = (torch.sigmoid(probe.scores(features.float()).double()) - labels.double()) * each
+    assert torch.allclose((standard * miss[:, None]).mean(0), -0.2 * weight, atol=1e-4)
+    assert abs(float(miss.mean())) < 1e-4
+
+
+@pytest.mark.parametrize(("label", "word"), [(True, "without"), (False, "with")])
+def test_a_probe_needs_both_kinds(label, word):
+    with pytest.raises(IneError, match=f"none {word} the concept"):
+        fit_probe(noise(4, 3), torch.full((4,), label))
+
+
+def test_a_probe_of_another_network_is_refused(tiny_parts):
+    gate = Recognition(0.0, (Probe(noise(5), 0.0),), (0.5,))
+    with pytest.raises(IneError, match="reads 5 features, this U-Net has"):
+        sample(tiny_parts, Gated(METHOD, gate))
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Probe(torch.tensor([math.nan]), 0.0), "not finite"),
+        (lambda: Recognition(0.0, (), (0.5,)), "0 probes for 1 queries"),
+        (lambda: Recognition(0.0, (Probe(noise(2), 0.0),), (1.5,)), "fractions of the run"),
+        (lambda: Recognition(math.nan, (Probe(noise(2), 0.0),), (0.5,)), "NaN"),
+        (lambda: Rewind(METHOD, Window(), ()), "ladder"),
+        (lambda: Rewind(METHOD, Window(), (1.0, -2.0)), "ladder"),
+        (lambda: strengthened(Additive(FIRE), 2.0), "give --negative-strength"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(make, words):
+    with pytest.raises(IneError, match=words):
+        make()
+
+
+def test_noise_levels_are_those_of_the_run(tiny_parts):
+    settings = SamplerSettings(steps=10)
+    scheduler = make_scheduler("ddim", tiny_parts.scheduler_config, 10)
+    (t, alpha_bar), (late, _) = noise_levels(tiny_parts, settings, (0.3, 0.85))
+    assert t == float(scheduler.timesteps[3]) and late == float(scheduler.timesteps[9])
+    assert alpha_bar == pytest.approx(float(scheduler.alphas_cumprod[int(t)]))
+
+
+# --- the gate -----------------------------------------------------------------------------------
+
+
+def test_a_closed_gate_leaves_the_undefended_picture_to_the_bit(tiny_parts, gate):
+    plain, _, plain_calls = sample(tiny_parts, ClassifierFree())
+    found, notes, calls = sample(tiny_parts, Gated(METHOD, gate))
+    opened = [note["gate"]["opened"] is not None for note in notes]
+    assert sorted(opened) == [False, False, True, True]
+    for i, yes in enumerate(opened):
+        assert torch.equal(found[i], plain[i]) != yes
+        # One look; then the negative for the last three steps of those that need it.
+        assert calls[i] - plain_calls[i] == 1 + 3 * yes
+    assert {n["gate"]["opened"][1] for n in notes if n["gate"]["opened"]} == {"fire"}
+
+
+def test_scores_are_those_of_the_probe_on_what_the_run_saw(tiny_parts, gate):
+    seen = {}
+
+    def keep(step):
+        seen[step.index] = (step.x_t.clone(), float(step.t))
+
+    prompts, seeds = list(PROMPTS[:1]), list(SEEDS[:1])
+    guidance = Gated(METHOD, replace(gate, threshold=math.inf))
+    _, notes, _ = sample_latents(tiny_parts, prompts, seeds, guidance, SETTINGS, keep)
+    step, _, score = notes[0]["gate"]["probes"][0]
+    assert step == 3
+    x_t, t = seen[3]
+    # Noise of power 0 leaves x_t as it is.
+    features = noised_features(tiny_parts, x_t, t, 1.0, torch.Generator())
+    assert float(gate.probes[0].scores(features)) == pytest.approx(score, abs=1e-3)
+
+
+def test_a_batch_is_its_pictures(tiny_parts, gate):
+    _, together, _ = sample(tiny_parts, Gated(METHOD, gate))
+    for i in range(4):
+        _, alone, _ = sample(tiny_parts, Gated(METHOD, gate), [i])
+        one, other = together[i]["gate"]["probes"][0][2], alone[0]["gate"]["probes"][0][2]
+        assert one == pytest.approx(other, abs=2e-3)
+
+
+def test_a_gate_survives_its_file(tmp_path, gate):
+    file = tmp_path / "fire.gate.json"
+    scores = [float(i) for i in range(100)]
+    write_calibration(calibrated(gate, scores, 0.05), file)
+    found = read_calibration(file).gate
+    assert found.probes == gate.probes and found.threshold == 95.0
+    assert describe(found) == describe(replace(gate, threshold=95.0))
+    other = Probe(gate.probes[0].weight + 1e-3, 0.0)
+    assert describe(replace(gate, probes=(other,))) != describe(gate)
+
+
+@pytest.mark.parametrize("damage", [{"weight": "x", "bias": 0}, {"bias": 0}, {"weight": [None]}])
+def test_a_damaged_probe_is_refused(tmp_path, gate, damage):
+    file = tmp_path / "fire.gate.json"
+    write_calibration(calibrated(gate, [0.0] * 100, 0.05), file)
+    data = json.loads(file.read_text())
+    data["settings"]["probes"] = [damage]
+    file.write_text(json.dumps(data))
+    with pytest.raises(IneError, match="calibrate again"):
+        read_calibration(file)
+
+
+# --- beginning anew -----------------------------------------------------------------------------
+
+
+def test_pictures_that_stay_closed_are_undefended_and_the_rest_steered_from_the_start(
+    tiny_parts, gate
+):
+    plain, _, _ = sample(tiny_parts, ClassifierFree())
+    found, notes, calls = sample(tiny_parts, Rewind(METHOD, gate, (1.0,)))
+    opened = [note["attempts"][0]["gate"]["opened"] is not None for note in notes]
+    assert sorted(opened) == [False, False, True, True]
+    again = [i for i in range(4) if opened[i]]
+    steered, _, _ = sample(tiny_parts, METHOD, again)
+    for i in range(4):
+        if not opened[i]:
+            assert torch.equal(found[i], plain[i])
+            assert (len(notes[i]["attempts"]), calls[i], notes[i]["left"]) == (1, 2 * 6 + 1, False)
+    assert torch.equal(found[again], steered)
+    for i in again:
+        # The rest of a mixed first attempt is dragged along; then three predictions a step.
+        assert calls[i] == 13 + 3 * 6 + 1
+
+
+def test_the_ladder_is_climbed_while_the_gate_opens(tiny_parts, gate):
+    always = replace(gate, threshold=-math.inf)
+    found, notes, calls = sample(tiny_parts, Rewind(METHOD, always, (1.0, 2.0)))
+    strongest, _, _ = sample(tiny_parts, Additive(FIRE, strength=4.0))
+    assert torch.equal(found, strongest)
+    assert all(len(n["attempts"]) == 3 and n["left"] for n in notes)
+    # Attempts that all pictures leave end at the look, step 3 of 6; the last is finished.
+    assert calls == [(4 * 2 + 1) + (4 * 3 + 1) + (6 * 3 + 1)] * 4
+
+
+def test_a_method_without_a_strength_is_tried_once(tiny_parts, gate):
+    always = replace(gate, threshold=-math.inf)
+    _, notes, _ = sample(tiny_parts, Rewind(ClassifierFree(FIRE), always))
+    assert all(len(n["attempts"]) == 2 for n in notes)
+
+
+def test_strength_reaches_into_a_window():
+    inside = Gated(METHOD, Window(0.0, 0.5))
+    assert strengthened(inside, 3.0) == Gated(Additive(FIRE, strength=6.0), Window(0.0, 0.5))
+
+
+def test_rewind_within_a_window_acts_there_only(tiny_parts, gate):
+    always = replace(gate, threshold=-math.inf)
+    method = Gated(METHOD, Window(0.0, 0.5))
+    found, _, _ = sample(tiny_parts, Rewind(method, always, (1.0,)))
+    windowed, _, _ = sample(tiny_parts, method)
+    assert torch.equal(found, windowed)
+
+
+def test_a_loop_that_cannot_begin_anew_is_told(tiny_parts, gate):
+    with (
+        pytest.raises(IneError, match="cannot begin a picture anew"),
+        Rewind(METHOD, gate).begin(None),
+    ):
+        pass
+
+
+def test_too_few_examples_are_refused(tiny_parts, tmp_path):
+    from ine.inversion.examples import teach_probes
+    from ine.judging.rules import find_rule
+    from ine.recipe import load_recipe
+
+    recipe, rule = load_recipe("fire"), find_rule("mini-fire@0.5")
+    blind = lambda pictures: [{"fire": 0.0}] * len(pictures)  # noqa: E731
+    settings = SamplerSettings(steps=2, batch=16)
+    told = []
+    with pytest.raises(PicturesError, match="only 0 of 64 pictures show fire"):
+        teach_probes(
+            tiny_parts,
+            recipe,
+            FIRE.embeddings,
+            settings,
+            (0.5,),
+            rule,
+            blind,
+            count=64,
+            folder=tmp_path,
+            told=told.append,
+        )
+    assert sum(told) == 128
+    kept = sorted(p.name for p in tmp_path.iterdir())
+    assert len(kept) == 8 and all(p.endswith(".safetensors") for p in kept)
+    # Only activations are kept: nothing there has the shape of a latent.
+    from safetensors.torch import load_file
+
+    shapes = {t.ndim for p in tmp_path.iterdir() for t in load_file(p).values()}
+    assert shapes == {1, 2}
