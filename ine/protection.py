@@ -211,6 +211,11 @@ def _method(embeddings, guidance, gate, strength):
             f"protect: guidance is a {type(guidance).__name__}; give a name "
             f"({', '.join(METHODS)}) or a guidance object such as Additive(Negative(...))"
         )
+    if hasattr(guidance, "attempts"):
+        raise IneError(
+            "protect: the pipeline's loop cannot begin a picture anew; give the method and the "
+            "gate without Rewind, or make the pictures with `ine generate --rewind`"
+        )
     if isinstance(guidance, Safree) or getattr(guidance, "rewrites_prompts", False):
         raise _rewrites(type(guidance).__name__)
     if gate is not None and not hasattr(gate, "begin"):

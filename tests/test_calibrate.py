@@ -347,3 +347,51 @@ def test_calibrate_needs_an_embedding(command, run_ine):
     result = run_ine("calibrate")
     assert result.exit_code == 2
     assert "Missing argument 'EMBEDDING...'" in result.stderr
+
+
+def test_a_gate_that_recognises_is_taught_resumed_and_used(command, tmp_path, run_ine):
+    settings = ("--steps", 8, "--batch", 8, "--false-open", 0.1, "--pictures", 24, "--examples", 64)
+    args = ("--gate", "recognition")
+    result = command(*args, settings=settings)
+    assert result.exit_code == 0, result.stderr
+    path = tmp_path / "fire-neg.gate.json"
+    data = json.loads(path.read_text())
+    assert data["settings"]["concept"] == "fire"
+    assert data["examples"]["absent"]["drawn"] == 64
+    assert 32 <= data["examples"]["shown-fire-neg"]["kept"] <= 64
+    assert data["examples"]["rule"] == "mini-fire@0.5"
+    # Some units lost: they alone are drawn again, and the gate is the same.
+    before, units = path.read_bytes(), sorted((tmp_path / "fire-neg.gate.json.run").iterdir())
+    assert len(units) == 16
+    times = {unit: unit.stat().st_mtime_ns for unit in units}
+    units[3].unlink()
+    assert command(*args, "--force", settings=settings).exit_code == 0
+    assert path.read_bytes() == before
+    changed = [u for u in units if u.stat().st_mtime_ns != times[u]]
+    assert changed == [units[3]]
+    out = tmp_path / "pictures"
+    result = run_ine(
+        "generate",
+        *("--model", "mini", "--negative-embedding", tmp_path / "fire-neg.safetensors"),
+        *("--prompt", "a dog on fire", "--prompt", "a dog", "--steps", 8, "--out", out),
+        *("--guidance", "additive", "--gate", path, "--rewind", "--gate-window", "0:0.6"),
+    )
+    assert result.exit_code == 0, result.stderr
+    rows = [json.loads(line) for line in (out / "index.jsonl").read_text().splitlines()]
+    burning, plain = rows
+    assert len(burning["attempts"]) > 1 == len(plain["attempts"])
+    assert burning["unet_calls"] > plain["unet_calls"] > 16
+    assert not plain["left"]
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("--examples", 64), "--examples needs --gate recognition"),
+        (("--gate", "recognition", "--examples", 3), "3 is not in the range x>=64"),
+    ],
+)
+def test_examples_that_make_no_sense(command, args, words):
+    result = command(*args)
+    assert result.exit_code == 2
+    assert words in result.stderr

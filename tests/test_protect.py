@@ -2,6 +2,7 @@
 
 import logging
 from contextlib import contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -16,9 +17,11 @@ from ine.guidance.cfg import ClassifierFree
 from ine.guidance.gates import Gated, Presence, Window
 from ine.guidance.negative import Matched, Negative
 from ine.guidance.posterior import Dynamic, Posterior
+from ine.guidance.recognition import Probe, Recognition, noised_features
+from ine.guidance.rewind import Rewind
 from ine.guidance.sld import SafeLatent
 from ine.guider import EmbeddingGuider, embedding_guider
-from ine.protection import encode_negative, pick_rows, signal_power
+from ine.protection import encode_negative, parts_of, pick_rows, signal_power
 from ine.text import negative_prompt_embeds
 
 # With NumPy 2 some diffusers schedulers read tensors in a way that torch warns about.
@@ -909,3 +912,25 @@ def test_what_the_guider_refuses(pipe, embedding):
         guider.prepare_inputs({"latents": noise(1, 4)})
     with pytest.raises(EmbeddingError, match="width 32, this pipeline has 64"):
         guider.prepare_inputs({"prompt_embeds": (noise(1, 77, 64), noise(1, 77, 64))})
+
+
+def test_a_gate_that_recognises_works_and_a_rewind_is_refused(pipe, embedding):
+    parts = parts_of(pipe)
+    with torch.no_grad():
+        features = noised_features(
+            parts, noise(1, *parts.latent_shape), 500.0, 0.5, torch.Generator()
+        )
+    probe = Probe(noise(features.shape[1]), 0.0)
+    gate = Recognition(float("inf"), (probe,), (0.5,), "fire")
+    undefended = make(pipe)
+    with ine.protect(pipe, embedding, gate=gate) as handle:
+        assert torch.equal(make(pipe), undefended)
+        (note,) = handle.notes
+    score = note["gate"]["probes"][0][2]
+    opened = replace(gate, threshold=score - 1)
+    with ine.protect(pipe, embedding, guidance="additive", strength=5, gate=opened) as handle:
+        assert not torch.equal(make(pipe), undefended)
+        assert handle.notes[0]["gate"]["opened"] == [2, "fire", score]
+    method = Additive(Negative("", (embedding,)), strength=2.0)
+    with pytest.raises(IneError, match="cannot begin a picture anew"):
+        ine.protect(pipe, guidance=Rewind(method, gate))

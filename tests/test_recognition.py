@@ -156,7 +156,8 @@ def test_noise_levels_are_those_of_the_run(tiny_parts):
     settings = SamplerSettings(steps=10)
     scheduler = make_scheduler("ddim", tiny_parts.scheduler_config, 10)
     (t, alpha_bar), (late, _) = noise_levels(tiny_parts, settings, (0.3, 0.85))
-    assert t == float(scheduler.timesteps[3]) and late == float(scheduler.timesteps[9])
+    assert t == float(scheduler.timesteps[3])
+    assert late == float(scheduler.timesteps[9])
     assert alpha_bar == pytest.approx(float(scheduler.alphas_cumprod[int(t)]))
 
 
@@ -205,7 +206,8 @@ def test_a_gate_survives_its_file(tmp_path, gate):
     scores = [float(i) for i in range(100)]
     write_calibration(calibrated(gate, scores, 0.05), file)
     found = read_calibration(file).gate
-    assert found.probes == gate.probes and found.threshold == 95.0
+    assert found.probes == gate.probes
+    assert found.threshold == 95.0
     assert describe(found) == describe(replace(gate, threshold=95.0))
     other = Probe(gate.probes[0].weight + 1e-3, 0.0)
     assert describe(replace(gate, probes=(other,))) != describe(gate)
@@ -305,7 +307,8 @@ def test_too_few_examples_are_refused(tiny_parts, tmp_path):
         )
     assert sum(told) == 128
     kept = sorted(p.name for p in tmp_path.iterdir())
-    assert len(kept) == 8 and all(p.endswith(".safetensors") for p in kept)
+    assert len(kept) == 8
+    assert all(p.endswith(".safetensors") for p in kept)
     # Only activations are kept: nothing there has the shape of a latent.
     from safetensors.torch import load_file
 
