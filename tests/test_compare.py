@@ -3,6 +3,7 @@
 import json
 import math
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,12 +23,14 @@ from ine.evaluation.compare import (
     set_cases,
     steers_nothing,
 )
+from ine.evaluation.defences import UNDEFENDED
 from ine.evaluation.frontier import DARK, LIGHT, Curve, Point, frontier_svg
 from ine.evaluation.metrics import Estimate
 from ine.evaluation.report import Drawing, Report, Section, write_report
 from ine.guidance.additive import Additive
 from ine.guidance.cfg import ClassifierFree
 from ine.guidance.negative import Negative
+from ine.guidance.recognition import Probe, Recognition, noised_features
 from ine.guidance.table import METHODS, describe
 from ine.models.parts import load_parts
 from ine.recipe import load_recipe
@@ -271,7 +274,7 @@ def embedding(mini):
     return new_embedding(vectors, "fire-neg", "fire", {"ine.base": "mini"})
 
 
-def prepared(mini, embedding, folder, detector=None, **choice):
+def prepared(mini, embedding, folder, detector=None, gate=None, **choice):
     fields = {"methods": ("cfg", "additive"), "strengths": {"additive": (2.0,)}, "count": 4}
     return compare(
         mini,
@@ -281,6 +284,7 @@ def prepared(mini, embedding, folder, detector=None, **choice):
         FAST,
         folder,
         detector or Judge(),
+        gate=gate,
     )
 
 
@@ -381,6 +385,32 @@ def test_an_embedding_that_is_the_empty_prompt_is_pointed_out(mini, embedding, t
 
 
 # --- the command --------------------------------------------------------------------------------
+
+
+def test_with_a_gate_what_is_begun_anew_stands_beside_what_is_not(mini, embedding, tmp_path):
+    width = noised_features(
+        mini, torch.zeros(1, *mini.latent_shape), 500.0, 0.5, torch.Generator()
+    ).shape[1]
+    gate = Recognition(-1.0, (Probe(torch.zeros(width), 0.0),), (0.5,), "fire")
+    found = prepared(mini, embedding, tmp_path, gate=gate, prompts=("a dog", "a cat"))
+    assert [(e.method.name, e.label, e.gate is not None) for e in found.entries] == [
+        ("cfg", "words", False),
+        ("cfg", "embedding", False),
+        ("additive", "words", False),
+        ("additive", "words, begun anew", True),
+        ("additive", "embedding", False),
+        ("additive", "embedding, begun anew", True),
+    ]
+    always = found.entries[-1].defence(2.0)
+    never = replace(found.entries[-1], gate=replace(gate, threshold=1.0)).defence(2.0)
+    cases = found.rows()
+    steered = found.entries[-2].defence(4 * 2.0)
+    pictures = [found.cell(d, cases, shown=2).pictures for d in (always, steered)]
+    # Opened in every attempt: what is left is the last rung of the ladder, 4 times as strong.
+    assert np.array_equal(*pictures)
+    plain = [found.cell(d, cases, shown=2).pictures for d in (never, UNDEFENDED)]
+    assert np.array_equal(*plain)
+    assert not np.array_equal(pictures[0], plain[0])
 
 
 @pytest.fixture

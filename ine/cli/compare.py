@@ -52,6 +52,13 @@ log = logging.getLogger("ine")
     help="Strengths of the frontier, of all methods or of one; may be repeated.",
 )
 @click.option(
+    "--gate",
+    "gate_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="A gate of `ine calibrate`: methods with a strength also as `--rewind` uses them.",
+)
+@click.option(
     "--implying",
     default="implying_tuning",
     show_default=True,
@@ -101,6 +108,7 @@ def compare(
     embedding_files,
     methods,
     strengths,
+    gate_file,
     implying,
     benign,
     unet,
@@ -124,6 +132,7 @@ def compare(
     from ine.evaluation.compare import USUAL, Choice, find_method, read_strengths, run_compare
     from ine.evaluation.compare import compare as prepare
     from ine.evaluation.report import text_table
+    from ine.guidance.calibrate import check_calibrated, read_calibration
     from ine.recipe import load_recipe
     from ine.sampling import SamplerSettings
 
@@ -149,7 +158,13 @@ def compare(
         guidance_scale=(recipe.tuning or recipe.pictures).guidance_scale,
         batch=batch or (48 if small else 4),
     )
-    found = prepare(parts, recipe, embeddings, choice, sampler, out)
+    gate = None
+    if gate_file:
+        calibration = read_calibration(gate_file)
+        gate = calibration.gate
+        for note in check_calibrated(calibration, embeddings, parts, sampler):
+            log.info("note: %s", note)
+    found = prepare(parts, recipe, embeddings, choice, sampler, out, gate=gate)
     with bar(found.total(), "cells") as update:
         path, table = run_compare(found, blur, on_cell=lambda done, label: update(done))
     if as_json:

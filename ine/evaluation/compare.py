@@ -32,6 +32,7 @@ from ine.evaluation.study import Case, cases_of, concept_share, preservation, ru
 from ine.files import sha256_of
 from ine.guidance.negative import Matched, Negative
 from ine.guidance.protocol import Prompts
+from ine.guidance.rewind import Rewind
 from ine.guidance.table import METHODS, Method, describe, find_method
 from ine.judging.detectors import load_detector
 from ine.judging.rules import find_rule
@@ -204,6 +205,8 @@ class Entry:
 
     negative: object
     in_words: bool
+    gate: object = None
+    """Where it opens a picture is begun anew, see `ine.guidance.rewind`; None steers all."""
 
     @property
     def name(self):
@@ -214,6 +217,8 @@ class Entry:
         """Return the `Defence` at a strength; None where the method has none."""
         slug = "".join(c if c.isalnum() else "-" for c in f"{self.method.name}-{self.label}")
         guidance = self.method.at(self.negative, strength)
+        if self.gate:
+            guidance = Rewind(guidance, self.gate)
         if strength is None:
             return Defence(name=slug, label=self.name, guidance=guidance)
         label = f"{self.method.name} s={strength:g}, {self.label}"
@@ -276,7 +281,19 @@ class Comparison:
         return len(self.columns()) + 2 * (points + 1)
 
 
-def compare(parts, recipe, embeddings, choice, sampler, folder, detector=None):
+def entries_of(recipe, embeddings, methods, gate=None):
+    """Return what is compared; with a gate, methods that have a strength come with it too."""
+    found = []
+    for method in methods:
+        for label, negative, in_words in negatives_of(recipe, embeddings):
+            given = {"method": method, "negative": negative, "in_words": in_words}
+            found.append(Entry(label=label, **given))
+            if gate and method.strengths:
+                found.append(Entry(label=f"{label}, begun anew", gate=gate, **given))
+    return tuple(found)
+
+
+def compare(parts, recipe, embeddings, choice, sampler, folder, detector=None, gate=None):
     """Return the `Comparison` of a choice, all checked that needs no pictures.
 
     Args:
@@ -287,6 +304,7 @@ def compare(parts, recipe, embeddings, choice, sampler, folder, detector=None):
         sampler: `SamplerSettings`.
         folder: Where cells and the report go; cells of the same settings are read back.
         detector: The detector of the recipe's rule; loaded when it is not given.
+        gate: Methods with a strength are compared behind it too, pictures begun anew.
 
     Raises:
         EmbeddingError: There is no embedding, or one does not fit the model.
@@ -317,11 +335,7 @@ def compare(parts, recipe, embeddings, choice, sampler, folder, detector=None):
         sampler=sampler,
         folder=Path(folder),
         choice=choice,
-        entries=tuple(
-            Entry(method=m, label=label, negative=negative, in_words=in_words)
-            for m in methods
-            for label, negative, in_words in negatives_of(recipe, embeddings)
-        ),
+        entries=entries_of(recipe, embeddings, methods, gate),
     )
     found.cases(choice.implying)
     if len({c.noun for c in found.cases(choice.benign)}) < 2:

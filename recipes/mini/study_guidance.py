@@ -61,9 +61,9 @@ NEAR = {
 class Study:
     """Cells of one concept on one unlearned model."""
 
-    def __init__(self, concept, method, out, count):
+    def __init__(self, concept, method, out, count, tag):
         self.recipe, self.out = load_recipe(concept), Path(out)
-        self.concept, self.method, self.count = concept, method, count
+        self.concept, self.method, self.count, self.tag = concept, method, count, tag
         weights = self.out / f"{concept}-{method}.safetensors"
         self.parts, _ = lay_weights(load_parts("mini"), weights)
         self.key = f"{method}-{sha256_of(weights.read_bytes())[:16]}"
@@ -83,7 +83,8 @@ class Study:
 
     def cell(self, defence, name, count=None):
         count = count or self.count
-        file = f"{self.key}-{defence.name}-{name}-{count}.npz".replace(" ", "_")
+        tag = "" if defence.name.startswith(("undefended", "words")) else self.tag
+        file = f"{self.key}-{defence.name}{tag}-{name}-{count}.npz".replace(" ", "_")
         return run_cell(
             self.parts,
             defence.guidance,
@@ -97,7 +98,9 @@ class Study:
 
     def say(self, line=""):
         self.lines.append(line)
-        write_text(self.out / f"{self.concept}-{self.method}.md", "\n".join(self.lines) + "\n")
+        write_text(
+            self.out / f"{self.concept}-{self.method}{self.tag}.md", "\n".join(self.lines) + "\n"
+        )
 
     def table(self, columns, rows):
         self.say("| " + " | ".join(columns) + " |")
@@ -156,10 +159,11 @@ def main():
     parser.add_argument("method")
     parser.add_argument("out", type=Path)
     parser.add_argument("--embedding", type=Path, nargs="*")
+    parser.add_argument("--tag", default="", help="keeps several embeddings apart")
     parser.add_argument("--count", type=int, default=128)
-    parser.add_argument("--paired", type=int, default=1008)
+    parser.add_argument("--paired", type=int, default=1008, help="0 leaves it out")
     given = parser.parse_args()
-    study = Study(given.concept, given.method, given.out, given.count)
+    study = Study(given.concept, given.method, given.out, given.count, given.tag)
     default = shipped("embeddings") / f"mini-{given.concept}-{given.method}"
     files = given.embedding or [default / f"{given.concept}-neg.safetensors"]
     gate = read_gate(given.out / f"{given.concept}-{given.method}.gate.json")
@@ -167,8 +171,9 @@ def main():
     defences = rows_of(words, [read_embedding(f) for f in files], gate, *REWIND[given.concept])
     study.say(f"## `{given.concept}` on {given.method.upper()}")
     study.say()
-    paired(study, defences[-1], given.paired)
-    near(study, defences[-1])
+    if given.paired:
+        paired(study, defences[-1], given.paired)
+        near(study, defences[-1])
     frontier(study, defences)
 
 
