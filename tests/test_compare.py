@@ -30,8 +30,9 @@ from ine.evaluation.report import Drawing, Report, Section, write_report
 from ine.guidance.additive import Additive
 from ine.guidance.cfg import ClassifierFree
 from ine.guidance.negative import Negative
-from ine.guidance.recognition import Probe, Recognition, noised_features
+from ine.guidance.recognition import Probe, Recognition
 from ine.guidance.table import METHODS, describe
+from ine.inversion.examples import noised_features
 from ine.models.parts import load_parts
 from ine.recipe import load_recipe
 from ine.sampling import SamplerSettings

@@ -17,10 +17,11 @@ from ine.guidance.cfg import ClassifierFree
 from ine.guidance.gates import Gated, Presence, Window
 from ine.guidance.negative import Matched, Negative
 from ine.guidance.posterior import Dynamic, Posterior
-from ine.guidance.recognition import Probe, Recognition, noised_features
+from ine.guidance.recognition import Probe, Recognition
 from ine.guidance.rewind import Rewind
 from ine.guidance.sld import SafeLatent
 from ine.guider import EmbeddingGuider, embedding_guider
+from ine.inversion.examples import noised_features
 from ine.protection import encode_negative, parts_of, pick_rows, signal_power
 from ine.text import negative_prompt_embeds
 

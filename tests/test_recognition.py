@@ -21,11 +21,10 @@ from ine.guidance.recognition import (
     features_of,
     fit_probe,
     listening,
-    noise_levels,
-    noised_features,
 )
 from ine.guidance.rewind import Rewind, strengthened
 from ine.guidance.table import describe
+from ine.inversion.examples import noise_levels, noised_features
 from ine.sampling import SamplerSettings, make_scheduler, sample_latents
 
 PROMPTS, SEEDS = ("a dog", "a cat", "a house", "snow"), (3, 4, 5, 6)

@@ -19,7 +19,6 @@ Shape letters: B pictures, C channels of a block, F features, N training rows.
 """
 
 import math
-from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -233,43 +232,3 @@ def fit_probe(features, labels, ridge=0.03):
         solver.step(closure)
     raw = weight.detach() / scale
     return Probe(raw.float(), float(bias.detach() - (raw * mean).sum()))
-
-
-@torch.no_grad()
-def noised_features(parts, latents, t, alpha_bar, generator, batch=32):
-    """Return features of clean latents at a noise level, (N, F).
-
-    Args:
-        parts: The `DiffusionParts` that are listened to.
-        latents: Clean latents as the U-Net wants them, (N, C, H, W).
-        t: The timestep, in [0, 999].
-        alpha_bar: Its signal power, in (0, 1].
-        generator: A CPU `torch.Generator`.
-        batch: Rows per call.
-    """
-    from ine.sampling import run_unet
-    from ine.text import encode
-
-    noise = torch.randn(latents.shape, generator=generator)
-    noisy = (math.sqrt(alpha_bar) * latents + math.sqrt(1 - alpha_bar) * noise).split(batch)
-    empty = encode(parts, [""])
-    found = []
-    with listening(parts.unet) as heard:
-        for rows in noisy:
-            rows = rows.to(parts.device, parts.dtype)
-            run_unet(parts.unet, rows, torch.tensor(t), empty.repeat(len(rows)))
-            found.append(features_of(heard).cpu())
-    return torch.cat(found)
-
-
-def noise_levels(parts, settings, queries: Sequence[float]):
-    """Return [(timestep, signal power), ...] of the queries in runs of these settings."""
-    from ine.sampling import alpha_bar_at, make_scheduler
-
-    scheduler = make_scheduler(
-        settings.scheduler, parts.scheduler_config, settings.steps, parts.device
-    )
-    count = len(scheduler.timesteps)
-    steps = [query_steps((query,), count)[0] for query in queries]
-    timesteps = scheduler.timesteps
-    return [(float(timesteps[i]), float(alpha_bar_at(scheduler, i, timesteps[i]))) for i in steps]

@@ -8,6 +8,8 @@ Shape letters: N pictures, F features of a probe.
 """
 
 import logging
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,12 +19,14 @@ from safetensors.torch import load_file, save
 from ine.errors import PicturesError
 from ine.files import sha256_of, write_bytes
 from ine.guidance.cfg import ClassifierFree
+from ine.guidance.gates import query_steps
 from ine.guidance.negative import Negative
-from ine.guidance.recognition import fit_probe, noise_levels, noised_features
+from ine.guidance.recognition import features_of, fit_probe, listening
 from ine.inversion.preview import WithVectors, choose
 from ine.recipe import pairs
 from ine.runtime import generator_for, seed_for
-from ine.sampling import decode_latents, sample_latents
+from ine.sampling import alpha_bar_at, decode_latents, make_scheduler, run_unet, sample_latents
+from ine.text import encode
 
 log = logging.getLogger("ine")
 
@@ -39,6 +43,41 @@ class Examples:
 
     shown: torch.Tensor
     """(N,) bool: whether the rule found the concept."""
+
+
+@torch.no_grad()
+def noised_features(parts, latents, t, alpha_bar, generator, batch=32):
+    """Return features of clean latents at a noise level, (N, F).
+
+    Args:
+        parts: The `DiffusionParts` that are listened to.
+        latents: Clean latents as the U-Net wants them, (N, C, H, W).
+        t: The timestep, in [0, 999].
+        alpha_bar: Its signal power, in (0, 1].
+        generator: A CPU `torch.Generator`.
+        batch: Rows per call.
+    """
+    noise = torch.randn(latents.shape, generator=generator)
+    noisy = (math.sqrt(alpha_bar) * latents + math.sqrt(1 - alpha_bar) * noise).split(batch)
+    empty = encode(parts, [""])
+    found = []
+    with listening(parts.unet) as heard:
+        for rows in noisy:
+            rows = rows.to(parts.device, parts.dtype)
+            run_unet(parts.unet, rows, torch.tensor(t), empty.repeat(len(rows)))
+            found.append(features_of(heard).cpu())
+    return torch.cat(found)
+
+
+def noise_levels(parts, settings, queries: Sequence[float]):
+    """Return [(timestep, signal power), ...] of the queries in runs of these settings."""
+    scheduler = make_scheduler(
+        settings.scheduler, parts.scheduler_config, settings.steps, parts.device
+    )
+    count = len(scheduler.timesteps)
+    steps = [query_steps((query,), count)[0] for query in queries]
+    timesteps = scheduler.timesteps
+    return [(float(timesteps[i]), float(alpha_bar_at(scheduler, i, timesteps[i]))) for i in steps]
 
 
 def benign_templates(recipe):

@@ -26,10 +26,11 @@ from ine.guidance.gates import Gated, Presence
 from ine.guidance.negative import Negative
 from ine.guidance.protocol import Prompts
 from ine.guidance.reattention import Reattention
-from ine.guidance.recognition import Probe, Recognition, noised_features
+from ine.guidance.recognition import Probe, Recognition
 from ine.guidance.rewind import Rewind
 from ine.guidance.safree import Safree, safree_against
 from ine.guidance.sld import SafeLatent
+from ine.inversion.examples import noised_features
 from ine.models.parts import DiffusionParts, load_parts
 from ine.sampling import SamplerSettings, sample_latents
 
