@@ -388,6 +388,7 @@ def test_a_gate_that_recognises_is_taught_resumed_and_used(command, tmp_path, ru
     ("args", "words"),
     [
         (("--examples", 64), "--examples needs --gate recognition"),
+        (("--base-examples",), "--base-examples needs --gate recognition"),
         (("--gate", "recognition", "--examples", 3), "3 is not in the range x>=64"),
     ],
 )

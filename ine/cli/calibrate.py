@@ -68,6 +68,12 @@ log = logging.getLogger("ine")
     metavar="N",
     help="recognition: pictures of each kind to learn from (default 512).",
 )
+@click.option(
+    "--base-examples",
+    is_flag=True,
+    help="recognition: learn from the base model's pictures of the concept too, for a concept of "
+    "many faces.",
+)
 @options.seed
 @options.sampling
 @options.out
@@ -88,6 +94,7 @@ def calibrate(
     false_open,
     pictures,
     examples,
+    base_examples,
     seed,
     steps,
     scheduler,
@@ -125,19 +132,23 @@ def calibrate(
     embeddings = tuple(read_embedding(path) for path in embedding_files)
     negative = join_or_match(negative_prompt, embeddings, several)
     learning = gate_name == "recognition"
-    if examples and not learning:
-        raise click.UsageError(f"--examples needs --gate recognition: {gate_name} learns nothing")
+    for option, given in (("--examples", examples), ("--base-examples", base_examples)):
+        if given and not learning:
+            raise click.UsageError(f"{option} needs --gate recognition: {gate_name} learns nothing")
     recipe = _recipe(concept, embeddings, needed=prompts is None or learning)
     benign = _benign(prompts, recipe, count, seed, wide=learning)
     implying = _implying(recipe, min(count, 100), seed)
 
     name, source = choose.base_name(model, embeddings, recipe, unet)
-    parts = choose.lay(choose.load_base(name, source, device, dtype), unet)
+    base = choose.load_base(name, source, device, dtype)
+    parts = choose.lay(base, unet)
     tell_fits(embeddings, parts)
     sampler = choose.sampler(parts, scheduler, steps, guidance_scale, batch)
     taught = {}
     if learning:
-        gate, taught = _taught(parts, recipe, embeddings, sampler, examples or 512, seed, out)
+        drawer = base if base_examples else None
+        settings = (sampler, examples or 512, seed, out, drawer)
+        gate, taught = _taught(parts, recipe, embeddings, *settings)
     else:
         gate = library.GATES[gate_name](0.0, **({"measure": measure} if measure else {}))
     with bar(len(benign[0]) + len(implying[0]), "pictures") as update:
@@ -163,7 +174,7 @@ def calibrate(
     _tell(found, out, as_json)
 
 
-def _taught(parts, recipe, embeddings, sampler, count, seed, out):
+def _taught(parts, recipe, embeddings, sampler, count, seed, out, base):
     """Return (a `Recognition` without a threshold, what the record says of its examples)."""
     from ine.embedding import fingerprints
     from ine.guidance.recognition import QUERIES, Recognition
@@ -173,7 +184,7 @@ def _taught(parts, recipe, embeddings, sampler, count, seed, out):
 
     rule = find_rule(recipe.pictures.rule)
     done = 0
-    with bar(2 * count, "examples") as update:
+    with bar((2 + bool(base)) * count, "examples") as update:
 
         def told(pictures):
             nonlocal done
@@ -193,6 +204,7 @@ def _taught(parts, recipe, embeddings, sampler, count, seed, out):
             folder=out.with_name(out.name + ".run"),
             key=fingerprints(parts)["ine.unet_fingerprint"],
             told=told,
+            base=base,
         )
     gate = Recognition(0.0, probes, QUERIES, recipe.name)
     return gate, {"examples": {**record, "rule": rule.name}}

@@ -22,6 +22,7 @@ from ine.guidance.cfg import ClassifierFree
 from ine.guidance.gates import query_steps
 from ine.guidance.negative import Negative
 from ine.guidance.recognition import features_of, fit_probe, listening
+from ine.inversion.concept import concept_requests
 from ine.inversion.preview import WithVectors, choose
 from ine.recipe import pairs
 from ine.runtime import generator_for, seed_for
@@ -105,7 +106,20 @@ def showing_prompts(recipe, trigger, count, seed):
 
 
 def make_examples(
-    parts, prompts, guidance, settings, queries, rule, detector, *, seed, kind, folder, key, told
+    parts,
+    prompts,
+    guidance,
+    settings,
+    queries,
+    rule,
+    detector,
+    *,
+    seed,
+    kind,
+    folder,
+    key,
+    told,
+    drawer=None,
 ):
     """Return the `Examples` of prompts; units that are in `folder` are read back.
 
@@ -122,6 +136,7 @@ def make_examples(
         folder: Where finished units go.
         key: All else that decides the features.
         told: Called with the number of pictures of every unit.
+        drawer: Who draws them, where it is not `parts`.
     """
     levels = noise_levels(parts, settings, queries)
     units = []
@@ -132,7 +147,7 @@ def make_examples(
         unit = _read(path, unit_key)
         if unit is None:
             seeds = [seed_for(seed, "examples", kind, first + i) % 2**32 for i in range(len(texts))]
-            latents, _, _ = sample_latents(parts, texts, seeds, guidance, settings)
+            latents, _, _ = sample_latents(drawer or parts, texts, seeds, guidance, settings)
             shown = [rule.fires(scores) for scores in detector(decode_latents(parts, latents))]
             unit = {"shown": torch.tensor(shown)}
             for number, (t, alpha_bar) in enumerate(levels):
@@ -176,11 +191,13 @@ def teach_probes(
     folder,
     key="",
     told=lambda pictures: None,
+    base=None,
 ):
     """Return (probes, record): a `Probe` per query, and how many pictures of each kind taught them.
 
     Pictures with the vectors in the prompt count where the rule finds the concept, those
-    without where it does not.
+    without where it does not. A concept of many faces is not all in its vectors; what the base
+    draws of it can be learned from too.
 
     Args:
         parts: The unlearned `DiffusionParts`.
@@ -195,20 +212,26 @@ def teach_probes(
         folder: Where finished units go.
         key: What the model is, for the units.
         told: Called with the number of pictures of every unit.
+        base: The base model's parts, where its pictures of the concept count too.
 
     Raises:
         PicturesError: Too few pictures of a kind.
     """
     unwanted = Negative(recipe.pictures.negative_prompt)
-    drawn = [("absent", benign_prompts(recipe, count, seed), ClassifierFree(unwanted))]
+    plain = ClassifierFree(unwanted)
+    drawn = [("absent", benign_prompts(recipe, count, seed), plain, None)]
     for number, embedding in enumerate(embeddings):
         share = count // len(embeddings) + (number < count % len(embeddings))
         prompts = showing_prompts(recipe, embedding.trigger, share, seed)
         guidance = WithVectors(embedding.trigger, embedding.vectors, unwanted)
-        drawn.append((f"shown-{embedding.trigger}", prompts, guidance))
+        drawn.append((f"shown-{embedding.trigger}", prompts, guidance, None))
+    if base is not None:
+        requests, _ = concept_requests(recipe, seed)
+        prompts = choose([r.prompt for r in requests], count, seed, "examples", "base")
+        drawn.append(("shown-base", prompts, plain, base))
     digests = ",".join(e.digest for e in embeddings)
     features, labels, record = [], [], {}
-    for kind, prompts, guidance in drawn:
+    for kind, prompts, guidance, drawer in drawn:
         found = make_examples(
             parts,
             prompts,
@@ -222,6 +245,7 @@ def teach_probes(
             folder=folder,
             key=f"{key}|{digests}|{rule.name}",
             told=told,
+            drawer=drawer,
         )
         wanted = kind != "absent"
         keep = found.shown if wanted else ~found.shown

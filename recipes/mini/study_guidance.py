@@ -37,7 +37,7 @@ SWEEPS = {
     "sld": (10.0, 5000.0),
     "safree": (None,),
 }
-REWIND = {"fire": (5.0, 0.6), "weapon": (5.0, 0.6)}
+REWIND = {"fire": (5.0, 0.6), "weapon": (8.0, 1.0)}
 """Concept -> strength and end of the window, for pictures that are begun anew."""
 
 NEAR = {
