@@ -16,7 +16,12 @@ import numpy as np
 from ine.embedding import read_embedding
 from ine.evaluation.defences import UNDEFENDED, Defence
 from ine.evaluation.demo import ATTRIBUTES, SAMPLER
-from ine.evaluation.metrics import cluster_bootstrap, paired_difference
+from ine.evaluation.metrics import (
+    cluster_bootstrap,
+    feature_floor,
+    paired_difference,
+    rescaled_cosine,
+)
 from ine.evaluation.study import cases_of, concept_share, preservation, run_cell, top_object
 from ine.files import sha256_of, shipped, write_text
 from ine.guidance.additive import Additive
@@ -230,16 +235,19 @@ def paired(study, defence, count):
 
 
 def near(study, defence):
-    """Each near miss."""
+    """Each near miss; what unrelated pictures are is measured on the benign set."""
     rows = []
+    benign = study.cell(UNDEFENDED, "benign")
+    floor = feature_floor(benign.features, [c.noun for c in benign.cases])
     for name in NEAR[study.concept]:
         plain, cell = (study.cell(d, name, 96) for d in (UNDEFENDED, defence))
+        cosines = (cell.features * plain.features).sum(1)
         rows.append(
             [
                 name,
                 *(show(cluster_bootstrap(study.right(c), c.clusters)) for c in (plain, cell)),
                 *(show(concept_share(c, study.rule)) for c in (plain, cell)),
-                show(preservation(cell, plain)),
+                show(cluster_bootstrap(rescaled_cosine(cosines, floor), cell.clusters)),
             ]
         )
     study.say("Near misses, N = 96 each.")
