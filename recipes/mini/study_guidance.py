@@ -39,7 +39,7 @@ from ine.recipe import load_recipe
 SWEEPS = {
     "cfg": (None,),
     "additive": (1.0, 3.0, 5.0, 8.0),
-    "sld": (10.0, 5000.0),
+    "sld": (2.0, 10.0, 5000.0),
     "safree": (None,),
 }
 REWIND = {"fire": (5.0, 0.6), "weapon": (8.0, 1.0)}
@@ -180,6 +180,8 @@ def main():
         paired(study, defences[-1], given.paired)
         near(study, defences[-1])
     frontier(study, defences)
+    if given.paired:
+        held_back(study, [d for d in defences if d.name.endswith("rewind")], 384)
 
 
 def frontier(study, defences):
@@ -232,6 +234,19 @@ def paired(study, defence, count):
     study.say()
     columns = ["set", "undefended", "defended", "difference", "preservation", "untouched", "calls"]
     study.table(columns, rows)
+
+
+def held_back(study, defences, count):
+    """What is left on the prompts that imply the concept, at a larger N."""
+    rows = []
+    for defence in (UNDEFENDED, *defences):
+        cell = study.cell(defence, "implying_test", count)
+        right = cluster_bootstrap(study.right(cell), cell.clusters)
+        subject = show(right) if any(c.noun for c in cell.cases) else "-"
+        rows.append([defence.label, show(concept_share(cell, study.rule)), subject])
+    study.say(f"Prompts that imply {study.concept}, N = {count}.")
+    study.say()
+    study.table(["negative", f"{study.concept} left", "subject"], rows)
 
 
 def near(study, defence):
