@@ -1,39 +1,31 @@
 """Concept embeddings: token vectors with where they come from, and the files that hold them.
 
-Written is one layout only, the one that every UI examined loads (docs/embedding-format.md): a
-`.safetensors` with a single float32 tensor `emb_params` (or exactly `clip_l` and `clip_g`), all
-else as strings in its header. Read are the layouts of A1111, diffusers and their relatives.
+Written is the layout that every UI examined loads (docs/embedding-format.md): a `.safetensors`
+with a single float32 tensor `emb_params` (or exactly `clip_l` and `clip_g`), all else as strings
+in its header. The layouts of other programs are in `ine.formats`.
 
 Shape letters: N vectors, D width of a text encoder's token table.
 """
 
 import json
 import logging
-import pickle
 import re
-import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from ine import __version__
 from ine.errors import EmbeddingError
 from ine.files import check_free, check_suffix, sha256_of, write_bytes
+from ine.formats.layouts import PAIR, check_shape
+from ine.formats.reading import read_vectors
 from ine.models.fingerprint import fingerprint, same_weights
 from ine.models.parts import FAMILIES
 
 log = logging.getLogger("ine")
 
-MAX_VECTORS = 75
-"""Tokens of a CLIP context without its start and end; more never fit into a prompt."""
-
 TRIGGER = re.compile(r"[a-z][a-z0-9_-]*[a-z]")
-PAIR = ("clip_l", "clip_g")
-NAMELESS = {"emb_params", "emp_params", "clip_l", "*", "string_to_param.*"}
-"""Tensor keys that are no names; `emp_params` is OneTrainer's spelling."""
-
 MODELSPEC = {
     "mini": ("ine-mini", "64x64"),
     "sd1": ("stable-diffusion-v1", "512x512"),
@@ -41,19 +33,6 @@ MODELSPEC = {
     "sdxl": ("stable-diffusion-xl-v1-base", "1024x1024"),
 }
 """Family -> ModelSpec architecture and picture size."""
-
-OTHER_KINDS = {
-    "a LoRA": r"(^|\.)lora_(up|down|A|B)\b|^lora_(unet|te\d?)_|lora\.(up|down)\.|hada_w|lokr_w",
-    "the weights of a U-Net or of a whole model": (
-        r"^model\.diffusion_model\.|^(unet\.)?(down_blocks|up_blocks|mid_block)\."
-        r"|^(input|middle|output)_blocks?\.|attn2\.to_"
-    ),
-    "the weights of a VAE": (
-        r"^(first_stage_model|(encoder|decoder)\.(conv_in|mid_block|mid))\.|quant_conv\."
-    ),
-    "the weights of a text encoder": r"text_model\.|text_projection",
-}
-"""What a file is instead of an embedding -> a pattern of its tensor names, most telling first."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,7 +107,13 @@ def check_trigger(name, tokenizer=None):
             f"trigger {name!r}: must be lower-case letters, digits, '_' and '-', and begin and "
             f"end with a letter, or some UIs will not find it; for example {example!r}"
         )
-    if tokenizer is not None and {name, f"{name}</w>"} & tokenizer.get_vocab().keys():
+    if tokenizer is not None:
+        check_outside(name, tokenizer.get_vocab().keys())
+
+
+def check_outside(name, vocabulary):
+    """Raise `EmbeddingError` for a trigger that is one of a set of tokens or words."""
+    if {name, f"{name}</w>"} & vocabulary:
         raise EmbeddingError(
             f"trigger {name!r}: is a token of the model's vocabulary, so it would replace that "
             f"word in every prompt; for example 'ine-{name}'"
@@ -162,10 +147,10 @@ def write_embedding(embedding, path, force=False):
     vectors = tuple(_plain(v) for v in embedding.vectors)
     _check_vectors(embedding.trigger, vectors)
     names = ("emb_params",) if len(vectors) == 1 else PAIR
-    write_bytes(path, _serialise(dict(zip(names, vectors, strict=True)), _header(embedding)))
+    write_bytes(path, serialise(dict(zip(names, vectors, strict=True)), header_of(embedding)))
 
 
-def _header(embedding):
+def header_of(embedding):
     """Return the metadata to write: the embedding's own, and over it what follows from it."""
     architecture, resolution = MODELSPEC.get(embedding.family, (None, None))
     if embedding.family == "sd2" and embedding.metadata.get("modelspec.prediction_type") in (
@@ -196,7 +181,7 @@ def _header(embedding):
     return header
 
 
-def _serialise(tensors, metadata):
+def serialise(tensors, metadata):
     """Return the bytes of a safetensors file.
 
     Not `safetensors.torch.save`: it puts metadata in a random order (safetensors 0.8).
@@ -223,10 +208,11 @@ def _serialise(tensors, metadata):
 def read_embedding(path):
     """Return the embedding in a file, ours or another tool's.
 
-    Known are `emb_params`, diffusers' `{token: tensor}` (`learned_embeds`), and the pair
-    `clip_l` and `clip_g`, each as safetensors or torch file, A1111's `string_to_param`, and a
-    bare tensor. What a file is, is told from its bytes. Torch files are read without running
-    any code in them.
+    Known are the rows of `ine.formats.layouts.LAYOUTS`: `emb_params` and its relatives, diffusers'
+    `{token: tensor}` (`learned_embeds`), the pair `clip_l` and `clip_g`, each as safetensors or
+    torch file; A1111's `string_to_param` and its pictures with an embedding inside; a bare
+    tensor. What a file is, is told from its bytes. Torch files are read without running any
+    code in them.
 
     Returns:
         ConceptEmbedding: Float32 on the CPU. The trigger is the header's, else the name in the
@@ -236,165 +222,12 @@ def read_embedding(path):
         EmbeddingError: It cannot be read, or is not one embedding.
     """
     path = Path(path)
-    if _is_safetensors(path):
-        named, metadata = _read_safetensors(path)
-        name = None
-    else:
-        named, metadata, name = _read_torch(path)
-    keys = PAIR if set(named) == set(PAIR) else tuple(named)
-    vectors = tuple(_plain(named[k]) for k in keys)
+    found, name, metadata = read_vectors(path)
+    vectors = tuple(_plain(v) for v in found)
     _check_vectors(path, vectors)
-    if keys[0] not in NAMELESS:
-        name = name or keys[0]
     stated = metadata.get("ine.trigger") or metadata.get("modelspec.trigger_phrase")
     trigger = stated or name or path.stem
     return ConceptEmbedding(vectors, trigger, metadata.get("ine.concept") or trigger, metadata)
-
-
-def _is_safetensors(path):
-    """Return True for safetensors, False for a torch file; refuse everything else."""
-    if not path.exists():
-        raise EmbeddingError(f"{path}: no such file; give an embedding (.safetensors, .pt, .bin)")
-    if path.is_dir():
-        raise EmbeddingError(f"{path}: is a folder; give the embedding file in it")
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            head = file.read(512)
-    except OSError as error:
-        raise EmbeddingError(f"{path}: cannot be read ({error.strerror})") from error
-    if not head:
-        raise EmbeddingError(f"{path}: is empty; download or copy it again")
-    if head.startswith(b"version https://git-lfs"):
-        raise EmbeddingError(
-            f"{path}: is a git-lfs pointer, not the file itself; run `git lfs pull` in its folder"
-        )
-    text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise EmbeddingError(
-            f"{path}: is a web page, not an embedding; the download went wrong, get the file "
-            "itself (on a hub, the link 'download', not the page)"
-        )
-    length = int.from_bytes(head[:8], "little")
-    # The format's own limit for a header is 100 MB.
-    if head[8:9] == b"{" and length <= 100_000_000:
-        if size < 8 + length:
-            raise _cut_short(path, f"its header says {length} bytes, {size - 8} are there")
-        return True
-    if head.startswith(b"PK\x03\x04") or (head[0] == 0x80 and head[1:2] in b"\x02\x03\x04\x05"):
-        return False
-    raise EmbeddingError(
-        f"{path}: is neither safetensors nor a torch file (it begins with {head[:8]!r}); give an "
-        "embedding (.safetensors, .pt, .bin)"
-    )
-
-
-def _cut_short(path, reason):
-    return EmbeddingError(f"{path}: is damaged or cut short ({reason}); download or copy it again")
-
-
-def _read_safetensors(path):
-    """Return the chosen tensors by key, and the metadata."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
-            shapes = {
-                # Only floating types can be vectors: F64, F32, F16, BF16, F8_...
-                key: tuple(s.get_shape()) if "F" in s.get_dtype() else None
-                for key, s in slices.items()
-            }
-            chosen = _choose(path, shapes)
-            return {key: file.get_tensor(key) for key in chosen}, dict(file.metadata() or {})
-    except SafetensorError as error:
-        raise _cut_short(path, str(error).strip().splitlines()[0]) from error
-
-
-def _read_torch(path):
-    """Return the chosen tensors by key, the metadata, and the name in the file or None."""
-    try:
-        with warnings.catch_warnings(), path.open("rb") as file:
-            # About pickle protocols and old storages; what cannot be read raises.
-            warnings.simplefilter("ignore")
-            # The open file, since torch goes by the extension when it is given a path.
-            content = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise _has_code(path, str(error)) from error
-    except Exception as error:
-        # A damaged pickle fails in any way at all: EOFError, RuntimeError, KeyError, ...
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise _cut_short(path, reason) from error
-    if isinstance(content, torch.Tensor):
-        content = {"*": content}
-    if not isinstance(content, dict):
-        kind = type(content).__name__
-        raise EmbeddingError(f"{path}: holds a {kind}, not an embedding; expected named tensors")
-    metadata, name = {}, None
-    tensors = content
-    if isinstance(content.get("string_to_param"), dict):
-        tensors = content["string_to_param"]
-        name = str(content.get("name") or "") or None
-        known = ("step", "sd_checkpoint", "sd_checkpoint_name")
-        metadata = {k: str(content[k]) for k in known if content.get(k) is not None}
-    elif isinstance(content.get("state_dict"), dict):
-        tensors = content["state_dict"]
-    tensors = {str(k): t for k, t in tensors.items() if isinstance(t, torch.Tensor)}
-    shapes = {k: tuple(t.shape) if t.is_floating_point() else None for k, t in tensors.items()}
-    chosen = _choose(path, shapes)
-    return {key: tensors[key] for key in chosen}, metadata, name
-
-
-def _has_code(path, reason):
-    what = re.search(r"GLOBAL ([\w.]+)", reason)
-    if what and what[1].endswith("ParameterDict"):
-        return EmbeddingError(
-            f"{path}: holds an nn.ParameterDict, the layout of early textual inversion, and its "
-            "class would have to be run to read it; get a .safetensors copy, or save the tensor "
-            'anew where you trust it: torch.save({"NAME": tensor}, FILE)'
-        )
-    if what:
-        return EmbeddingError(
-            f"{path}: asks to run {what[1]} when it is loaded, which was not done; an embedding "
-            "needs no code, so do not trust this file; get a .safetensors copy"
-        )
-    return EmbeddingError(
-        f"{path}: is a pickle that cannot be read without running what is in it, which was not "
-        "done; get a .safetensors copy"
-    )
-
-
-def _choose(path, shapes):
-    """Return the keys of the embedding's tensors.
-
-    Args:
-        path: For messages.
-        shapes: Key -> shape, None for tensors of whole numbers.
-    """
-    for kind, pattern in OTHER_KINDS.items():
-        if any(re.search(pattern, key) for key in shapes):
-            raise EmbeddingError(
-                f"{path}: holds {kind}, not an embedding; weights that change a model go to "
-                "--unet, here give the embedding's own file"
-            )
-    able = {k: s for k, s in shapes.items() if s is not None and len(s) in (1, 2)}
-    if set(able) == set(PAIR):
-        return PAIR
-    listed = [f"{k} {list(s) if s is not None else 'of whole numbers'}" for k, s in shapes.items()]
-    found = ", ".join(listed[:5]) + (f" and {len(listed) - 5} more" if len(listed) > 5 else "")
-    if not able:
-        raise EmbeddingError(
-            f"{path}: holds no embedding, found {found or 'no tensors'}; expected one tensor "
-            "[vectors, width], or clip_l with clip_g"
-        )
-    if len(able) > 1:
-        raise EmbeddingError(
-            f"{path}: has {len(able)} tensors that could be the embedding, found {found}; "
-            "expected one, or clip_l with clip_g; save the one you want in a file of its own"
-        )
-    if set(able) == {"clip_g"}:
-        raise EmbeddingError(
-            f"{path}: has clip_g alone, half of an SDXL embedding; expected clip_l with it"
-        )
-    return tuple(able)
 
 
 def _check_vectors(where, vectors):
@@ -402,11 +235,7 @@ def _check_vectors(where, vectors):
     if len(vectors) not in (1, 2):
         raise EmbeddingError(f"{where}: has vectors for {len(vectors)} text encoders; 1 or 2 work")
     for v in vectors:
-        if v.dim() != 2 or v.shape[1] == 0 or not 1 <= len(v) <= MAX_VECTORS:
-            raise EmbeddingError(
-                f"{where}: has shape {list(v.shape)}, expected [vectors, width] with 1 to "
-                f"{MAX_VECTORS} vectors; is it an embedding?"
-            )
+        check_shape(where, v.shape)
         bad = int((~torch.isfinite(v)).any(dim=1).sum())
         if bad:
             raise EmbeddingError(

@@ -10,10 +10,16 @@
     +- OutputError 9       an output exists, cannot be written, or the disk is full
     +- MissingDependency 10
 
+A verdict is no error, but scripts want to know: `ine embedding verify` ends with 11 for an
+embedding that fits and is not alive.
+
 Usage errors are click's (2); Ctrl-C is 130; anything else is a bug (70, with `--debug` also
 the traceback).
 A message says where, what was found and expected, and what to do.
 """
+
+LIFELESS = 11
+"""Exit code of `ine embedding verify` for an embedding that fits and is not alive."""
 
 
 class IneError(Exception):

@@ -1,9 +1,12 @@
-"""`ine embedding`: what is in an embedding file."""
+"""`ine embedding`: what is in an embedding file, and the same in other programs' layouts."""
 
 import json
 from pathlib import Path
 
 import click
+
+from ine.cli import options
+from ine.cli.verify import verify
 
 WARNING = (
     "Used as a PROMPT this embedding brings the concept back, also on models that unlearned it. "
@@ -16,7 +19,11 @@ LINES = ("base", "unet", "method", "steps", "recovery", "seed", "recipe_hash", "
 
 @click.group()
 def embedding():
-    """Look into embedding files."""
+    """Look into embedding files, and convert them.
+
+    FILE is an embedding of `ine` or of another program: .safetensors, .pt, .bin, or a picture
+    of A1111 with an embedding inside.
+    """
 
 
 @embedding.command()
@@ -31,6 +38,84 @@ def show(file, as_json):
         click.echo(json.dumps(facts, indent=2, ensure_ascii=False))
     else:
         click.echo("\n".join(as_lines(facts)))
+
+
+@embedding.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--to",
+    type=click.Choice(["universal", "a1111-pt", "diffusers", "sdxl"]),
+    default="universal",
+    show_default=True,
+    help="Layout: one .safetensors that every program loads; A1111's .pt; a folder for "
+    "load_textual_inversion; or clip_l with clip_g, for SDXL vectors only.",
+)
+@click.option("--name", metavar="WORD", help="New trigger; default the file's own.")
+@click.option("--author", metavar="TEXT", help="Author, for the header that UIs show.")
+@options.out
+@options.force
+@options.json_output
+def convert(file, to, name, author, out, force, as_json):
+    """Write the embedding in FILE in the layout that another program asks for.
+
+    The file is named after the trigger, since most programs take the one for the other. Names
+    that some program would misread are refused. What was written is read back and compared.
+    """
+    from ine.formats.export import convert_embedding
+    from ine.formats.uses import uses_of
+
+    written, made = convert_embedding(file, to, name, out, force, author)
+    uses = uses_of(made, to)
+    if as_json:
+        facts = {
+            "files": [str(path) for path in written],
+            "trigger": made.trigger,
+            "family": made.family,
+            "vectors": [list(v.shape) for v in made.vectors],
+            "uses": [dict(zip(("program", "place", "type"), use, strict=True)) for use in uses],
+            "warning": WARNING,
+        }
+        click.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+        return
+    for path, vectors in zip(written, _per_file(made.vectors, written), strict=True):
+        click.echo(f"wrote {path}: {vectors}, trigger {made.trigger!r}")
+    if uses:
+        click.echo("\nIn the negative prompt:")
+        wide = max(len(program) for program, _, _ in uses)
+        for program, _, typed in uses:
+            click.echo(f"  {program:<{wide}}  {typed}")
+    click.echo(f"\n{WARNING}")
+
+
+def _per_file(vectors, files):
+    """Return what each file holds, "4 x 768": all of it, or one encoder's vectors each."""
+    sizes = [f"{len(v)} x {v.shape[1]}" for v in vectors]
+    return sizes if len(files) == len(sizes) else [" + ".join(sizes)]
+
+
+@embedding.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Where to write; without it, to stdout."
+)
+@options.force
+def card(file, out, force):
+    """Write a model card for FILE: figures, intended use, limits, and the warning.
+
+    All of it is from the file's header; what that does not say is "not stated". Nothing is
+    uploaded anywhere.
+    """
+    from ine.embedding import read_embedding
+    from ine.files import check_free, sha256_of, write_text
+    from ine.formats.card import model_card
+
+    text = model_card(read_embedding(file), sha256_of(file.read_bytes()))
+    if out is None:
+        click.echo(text, nl=False)
+        return
+    check_free(out, force)
+    write_text(out, text)
+    click.echo(f"wrote {out}")
 
 
 def describe(file, found):
@@ -67,3 +152,6 @@ def as_lines(facts):
 def _printable(text):
     """Replace control characters: a foreign file's header must not drive the terminal."""
     return "".join(c if c.isprintable() else "?" for c in text)
+
+
+embedding.add_command(verify)

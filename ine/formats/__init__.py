@@ -1,0 +1,1 @@
+"""Other programs' embedding files: reading them, writing them, describing one."""
