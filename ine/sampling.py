@@ -4,7 +4,7 @@ Shape letters: B pictures of a unit, C latent channels, H W latent size.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ import torch
 from ine.errors import IneError, did_you_mean
 from ine.guidance.cfg import ClassifierFree
 from ine.guidance.protocol import Prompts, Step
-from ine.text import join_conditions
+from ine.text import LITERAL, Reading, join_conditions
 
 SCHEDULERS = {
     # Its own default clips x_0 to [-1, 1], which is meant for pixels and ruins latents.
@@ -33,6 +33,17 @@ class SamplerSettings:
     guidance_scale: float = 7.5
     batch: int = 4
     """Pictures per unit. Within one shape results are exact; across shapes they agree to 1e-4."""
+
+    reading: Reading = LITERAL
+    """How prompts are read."""
+
+    def __repr__(self):
+        """Return the fields, an ordinary `reading` left out.
+
+        Cache keys are made of this, and those of runs before there was the field stay good.
+        """
+        shown = [f.name for f in fields(self) if f.name != "reading" or self.reading != LITERAL]
+        return f"SamplerSettings({', '.join(f'{n}={getattr(self, n)!r}' for n in shown)})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +167,12 @@ def _denoise(parts, prompts, seeds, guidance, settings, on_step):
         outputs = run_unet(parts.unet, torch.cat(inputs), t, join_conditions(conditions))
         return dict(zip([w.name for w in wanted], outputs.split(counts), strict=True))
 
-    request = Prompts(parts=parts, texts=tuple(prompts), scale=settings.guidance_scale)
+    request = Prompts(
+        parts=parts,
+        texts=tuple(prompts),
+        scale=settings.guidance_scale,
+        reading=settings.reading,
+    )
     with guidance.begin(request) as session:
         for index, t in enumerate(scheduler.timesteps):
             x_t = scheduler.scale_model_input(latents, t)

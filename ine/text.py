@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
-from ine.errors import PromptError
+from ine.errors import IneError, PromptError
+from ine.weights_in_prompts import Piece, read_weights
 
 log = logging.getLogger("ine")
 
@@ -68,6 +69,26 @@ class Tokens:
     places: tuple[tuple[int, int, str, int], ...]
     """(row, position, trigger, index of the vector)."""
 
+    weights: torch.Tensor | None = None
+    """(B, L) float32; None where every token weighs 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How prompts are read; by default to the letter and to the last layer."""
+
+    weights: bool = False
+    """Whether "(words:1.2)", "(words)", "[words]" and escapes are understood, as UIs do; see
+    `ine.weights_in_prompts`."""
+
+    clip_skip: int = 1
+    """Which layer of the text encoder speaks, counted from the last, as A1111 counts: 1 is the
+    last, 2 the one before it. diffusers' `clip_skip` is one less (its 1 is 2 here)."""
+
+
+LITERAL = Reading()
+"""Brackets are letters, the last layer speaks: the way of everything but `ine generate`."""
+
 
 def trigger_pattern(triggers):
     """Return a pattern that finds triggers as whole words, in any case; "-" is within a word."""
@@ -75,7 +96,7 @@ def trigger_pattern(triggers):
     return re.compile(rf"(?<![\w-])({names})(?![\w-])", re.IGNORECASE)
 
 
-def tokenize(tokenizer, prompts, vectors=None):
+def tokenize(tokenizer, prompts, vectors=None, weighted=False):
     """Return the tokens of prompts, triggers expanded to their vectors.
 
     A trigger is found as a whole word, in any case. Text too long for the context is cut as
@@ -84,6 +105,7 @@ def tokenize(tokenizer, prompts, vectors=None):
     Args:
         prompts: B texts.
         vectors: {trigger: number of vectors}.
+        weighted: Whether weights and escapes in the prompts are understood.
 
     Raises:
         PromptError: A learned vector would be cut off.
@@ -92,33 +114,38 @@ def tokenize(tokenizer, prompts, vectors=None):
     pattern = trigger_pattern(counts) if counts else None
     room = tokenizer.model_max_length - 2
     filler = tokenizer.convert_tokens_to_ids(tokenizer.tokenize("a"))[0]
-    rows, places = [], []
+    rows, places, weights = [], [], []
     for row, prompt in enumerate(prompts):
-        ids, marks = [], []
-        pieces = pattern.split(prompt) if pattern else [prompt]
-        for number, piece in enumerate(pieces):
-            if number % 2:
-                trigger = next(t for t in counts if trigger_pattern([t]).fullmatch(piece))
-                marks += [(len(ids) + k, trigger, k) for k in range(counts[trigger])]
-                ids += [filler] * counts[trigger]
-            elif piece.strip():
-                # Not verbose: what is too long is said below, with numbers.
-                ids += tokenizer(piece, add_special_tokens=False, verbose=False).input_ids
+        ids, marks, weigh = [], [], []
+        for piece in read_weights(prompt) if weighted else (Piece(prompt),):
+            cuts = pattern.split(piece.text) if pattern else [piece.text]
+            for number, cut in enumerate(cuts):
+                if number % 2:
+                    trigger = next(t for t in counts if trigger_pattern([t]).fullmatch(cut))
+                    marks += [(len(ids) + k, trigger, k) for k in range(counts[trigger])]
+                    ids += [filler] * counts[trigger]
+                elif cut.strip():
+                    # Not verbose: what is too long is said below, with numbers.
+                    ids += tokenizer(cut, add_special_tokens=False, verbose=False).input_ids
+            weigh += [piece.weight] * (len(ids) - len(weigh))
         lost = len(ids) - room
         if lost > 0:
-            cut = sorted({t for at, t, _ in marks if at >= room})
-            if cut:
+            losing = sorted({t for at, t, _ in marks if at >= room})
+            if losing:
                 raise PromptError(
                     f"prompt {prompt[:60]!r} has {len(ids)} tokens, {lost} more than the "
-                    f"{room} of this model, and would cut off vectors of {', '.join(cut)}; "
+                    f"{room} of this model, and would cut off vectors of {', '.join(losing)}; "
                     "shorten the text or move the trigger forward"
                 )
             log.warning("prompt %r is cut: %d of %d tokens lost", prompt[:60], lost, len(ids))
         body = ids[:room]
         padding = [tokenizer.pad_token_id] * (room - len(body))
         rows.append([tokenizer.bos_token_id, *body, tokenizer.eos_token_id, *padding])
+        weights.append([1.0, *weigh[:room], 1.0, *[1.0] * len(padding)])
         places += [(row, at + 1, trigger, k) for at, trigger, k in marks]
-    return Tokens(torch.tensor(rows), tuple(places))
+    weights = torch.tensor(weights)
+    plain = bool((weights == 1).all())
+    return Tokens(torch.tensor(rows), tuple(places), None if plain else weights)
 
 
 @contextmanager
@@ -152,50 +179,108 @@ def splice(text_encoder, rows, positions, values):
         handle.remove()
 
 
-def encode(parts, prompts, vectors=None):
+def weigh_states(states, empty, weights):
+    """Return empty + w (states - empty), token by token.
+
+    ComfyUI's form (comfy/sd1_clip.py): a weight says how far a token's state goes from that of
+    the empty prompt at the same place, beyond it with w > 1. A1111 multiplies the states and
+    restores their mean over the prompt instead; means of CLIP states are near zero on some
+    models (on mini a fiftieth of their spread), and a quotient of two such means is arbitrary.
+
+    In both a weight acts behind the encoder, so w = 0 takes away the tokens' own states, not what
+    later tokens and the end of the text have heard of them. On mini that echo is nearly all of
+    it: w = 0 leaves 98 % of what a trigger does between other words, w = 1.5 makes it 107 %.
+
+    Args:
+        states: Text states, (B, L, D).
+        empty: Those of the empty prompt, (1, L, D).
+        weights: (B, L). Tokens of weight 1 keep their states bit by bit.
+    """
+    w = weights[..., None].to(states.device, states.dtype)
+    return torch.where(w == 1, states, empty + w * (states - empty))
+
+
+def _last_states(encoder, ids, clip_skip, alone):
+    """Return (text states (B, L, D), pooled states or None) of token ids.
+
+    Args:
+        encoder: A CLIP text model.
+        ids: (B, L).
+        clip_skip: See `Reading`.
+        alone: Whether it is the model's only encoder. Such a layer goes through the final layer
+            norm, as in A1111 and diffusers. Models of two encoders were trained on the layer
+            before the last without that norm, so 1 and 2 mean that layer.
+    """
+    ids = ids.to(encoder.get_input_embeddings().weight.device)
+    if alone and clip_skip == 1:
+        return encoder(ids).last_hidden_state, None
+    layers = encoder.config.num_hidden_layers
+    if not 1 <= clip_skip <= layers:
+        raise IneError(
+            f"clip skip {clip_skip}: the text encoder has {layers} layers; give 1 (the last) to "
+            f"{layers} (the first)"
+        )
+    out = encoder(ids, output_hidden_states=True)
+    if not alone:
+        return out.hidden_states[-max(2, clip_skip)], getattr(out, "text_embeds", None)
+    # Where the norm lives depends on the version of transformers.
+    norm = getattr(encoder, "text_model", encoder).final_layer_norm
+    return norm(out.hidden_states[-clip_skip]), None
+
+
+def encode(parts, prompts, vectors=None, reading=LITERAL):
     """Return the condition of prompts; gradients flow into `vectors` where they want them.
 
     Args:
         parts: A `DiffusionParts`.
         prompts: B texts; the empty text is the unconditional one.
         vectors: {trigger: one (N, D) tensor per text encoder, or a single tensor}.
+        reading: A `Reading`.
 
     Returns:
-        Condition: states (B, L, D).
+        Condition: states (B, L, D). Weights act on these; pooled states (SDXL) have none.
+
+    Raises:
+        IneError: The text encoder has fewer layers than `reading` skips.
+        PromptError: A learned vector would be cut off.
     """
     given = {t: v if isinstance(v, tuple | list) else (v,) for t, v in (vectors or {}).items()}
+    counts = {t: len(v[0]) for t, v in given.items()}
+    alone = len(parts.text_encoders) == 1
     states, pooled = [], None
     for number, (tokenizer, encoder) in enumerate(
         zip(parts.tokenizers, parts.text_encoders, strict=True)
     ):
-        tokens = tokenize(tokenizer, prompts, {t: len(v[0]) for t, v in given.items()})
+        tokens = tokenize(tokenizer, prompts, counts, reading.weights)
         rows = [p[0] for p in tokens.places]
         positions = [p[1] for p in tokens.places]
         device = encoder.get_input_embeddings().weight.device
         values = [given[t][number][k].to(device) for _, _, t, k in tokens.places]
         values = torch.stack(values) if values else None
         with splice(encoder, rows, positions, values):
-            if len(parts.text_encoders) == 1:
-                states.append(encoder(tokens.ids.to(device)).last_hidden_state)
-            else:
-                out = encoder(tokens.ids.to(device), output_hidden_states=True)
-                states.append(out.hidden_states[-2])
-                pooled = getattr(out, "text_embeds", pooled)
+            found, own_pooled = _last_states(encoder, tokens.ids, reading.clip_skip, alone)
+        if tokens.weights is not None:
+            nothing = tokenize(tokenizer, [""]).ids
+            empty, _ = _last_states(encoder, nothing, reading.clip_skip, alone)
+            found = weigh_states(found, empty, tokens.weights)
+        states.append(found)
+        pooled = pooled if own_pooled is None else own_pooled
     return Condition(states=torch.cat(states, dim=-1), pooled=pooled)
 
 
 @torch.no_grad()
-def negative_prompt_embeds(parts, embedding, text=None):
+def negative_prompt_embeds(parts, embedding, text=None, reading=LITERAL):
     """Return states to pass as `negative_prompt_embeds` to a diffusers pipeline, (1, L, D).
 
     Args:
         parts: The base's parts, or a diffusers `StableDiffusionPipeline`.
         embedding: A `ConceptEmbedding`.
         text: Text with the trigger in it, as a UI user types it; by default the trigger alone.
+        reading: A `Reading`, for weights in the text or another layer than the last.
     """
     if not hasattr(parts, "text_encoders"):
         from types import SimpleNamespace
 
         parts = SimpleNamespace(tokenizers=(parts.tokenizer,), text_encoders=(parts.text_encoder,))
     prompt = text if text is not None else embedding.trigger
-    return encode(parts, [prompt], {embedding.trigger: embedding.vectors}).states
+    return encode(parts, [prompt], {embedding.trigger: embedding.vectors}, reading).states

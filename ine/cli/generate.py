@@ -43,6 +43,15 @@ log = logging.getLogger("ine")
 )
 @options.sampling
 @click.option(
+    "--clip-skip",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Layer of the text encoder that speaks, counted from the last as UIs do: 1 is the last, "
+    "2 the one before it (diffusers calls that 1).",
+)
+@click.option(
     "--out",
     type=click.Path(path_type=Path),
     default=Path("pictures"),
@@ -66,6 +75,7 @@ def generate(
     scheduler,
     guidance_scale,
     batch,
+    clip_skip,
     out,
     force,
     device,
@@ -73,18 +83,24 @@ def generate(
     as_json,
     **guided,
 ):
-    """Make pictures. The negative is text, embeddings, or both in one string.
+    r"""Make pictures. The negative is text, embeddings, or both in one string.
+
+    Prompts and negative may have weights, as UIs read them: (words:1.2), (words) for 1.1, [words]
+    for 1/1.1; \( and \[ are brackets themselves. So "(fire-neg:1.3), blurry" works.
 
     Every picture has its own seed, in its name and inside it. A run that was interrupted goes
     on where it stopped. With an embedding or weights of a recipe about people, the contact sheet
     blurs what that recipe's detector flags; the pictures themselves stay as they are.
     """
     texts = choose.read_prompts(given, prompts)
+    from dataclasses import replace
+
     from ine.embedding import read_embedding, tell_fits
     from ine.gallery import GalleryPlan, fill_gallery, flagger_for
     from ine.guidance.table import describe
     from ine.models.fingerprint import exact_digest
     from ine.sampling import PictureRequest
+    from ine.text import Reading
 
     embeddings = tuple(read_embedding(path) for path in embedding_files)
     name, source = "mini", "no --model"
@@ -95,6 +111,7 @@ def generate(
     parts = choose.lay(base, unet)
     tell_fits(embeddings, parts)
     sampler = choose.sampler(parts, scheduler, steps, guidance_scale, batch)
+    sampler = replace(sampler, reading=Reading(weights=True, clip_skip=clip_skip))
     method = guidance_of(parts, sampler, embeddings, negative_prompt, guided)
     requests = tuple(
         PictureRequest(prompt=text, seed=seed + k)
@@ -110,7 +127,10 @@ def generate(
         "scheduler": sampler.scheduler,
         "steps": sampler.steps,
         "guidance_scale": sampler.guidance_scale,
+        **_reading_record(sampler.reading, [*texts, method.negative.prompt()]),
     }
+    if clip_skip != 1 and guided["gate_file"]:
+        log.info("note: the gate was calibrated without clip skip; its false-open rate may differ")
     with bar(len(requests), "pictures") as update:
         rows = fill_gallery(
             out,
@@ -128,12 +148,28 @@ def generate(
     click.echo(f"wrote {len(rows)} pictures to {out} (sheet.png, index.jsonl)")
 
 
+def _reading_record(reading, texts):
+    """Return what of a `Reading` decides pixels of these texts; nothing where it is as if unset.
+
+    So folders that were begun before prompts had weights are gone on with.
+    """
+    from ine.weights_in_prompts import Piece, read_weights
+
+    record = {} if reading.clip_skip == 1 else {"clip_skip": reading.clip_skip}
+    if any(read_weights(text) != (Piece(text),) for text in texts if text):
+        record["prompt_weights"] = True
+    return record
+
+
 def _people(embeddings, unet):
     """Return (concepts, rules) by which pictures are flagged: what files say they are about."""
     from ine.models.checkpoints import weights_metadata
 
     concepts = [e.concept for e in embeddings]
     if unet:
-        concepts.append(weights_metadata(unet).get("ine.concept", ""))
+        from ine.models.stack import layers_of
+
+        # Of several files each may be about people.
+        concepts += [weights_metadata(f.path).get("ine.concept", "") for f in layers_of(unet)]
     about_people = [e.metadata for e in embeddings if e.metadata.get("ine.people") == "true"]
     return concepts, [about["ine.rule"] for about in about_people if "ine.rule" in about]

@@ -15,7 +15,7 @@ import torch
 
 from ine.embedding import ConceptEmbedding, fingerprints
 from ine.errors import EmbeddingError, IneError, did_you_mean
-from ine.files import check_free, sha256_of, write_json
+from ine.files import JSON_LIMIT, check_free, read_within, sha256_of, write_json
 from ine.guidance.cfg import ClassifierFree
 from ine.guidance.gates import Gate, Gated, Presence, Window, query_steps
 from ine.guidance.posterior import Belief, Posterior
@@ -220,12 +220,12 @@ def read_calibration(path):
     """
     path = Path(path)
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(read_within(path, JSON_LIMIT))
     except FileNotFoundError as error:
         raise IneError(
             f"{path}: no such file; make it with: ine calibrate EMBEDDING --out {path}"
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise IneError(f"{path}: cannot be read as JSON ({error}); calibrate again") from error
     if not isinstance(data, dict) or data.get("kind") != "gate":
         raise IneError(f"{path}: is not a gate; give the {SUFFIX} file that ine calibrate wrote")
@@ -234,14 +234,40 @@ def read_calibration(path):
             f"{path}: is of version {data.get('version')!r}, this ine reads 1; update ine, or "
             "calibrate again"
         )
-    if data.get("gate") not in GATES:
+    if str(data.get("gate")) not in GATES:
         hint = did_you_mean(data.get("gate"), GATES)
         raise IneError(
             f"{path}: gate {data.get('gate')!r} is unknown{hint}; known: {', '.join(GATES)}"
         )
     gate = _gate_of(path, GATES[data["gate"]], data.get("settings"))
     head = ("kind", "version", "gate", "settings")
-    return Calibration(gate=gate, record={k: v for k, v in data.items() if k not in head})
+    record = {k: v for k, v in data.items() if k not in head}
+    _check_record(path, record)
+    return Calibration(gate=gate, record=record)
+
+
+def _check_record(path, record):
+    """Refuse a record whose parts `check_calibrated` could not read."""
+    made = record.get("embeddings", [])
+    named = isinstance(made, list) and all(
+        isinstance(e, dict) and all(isinstance(e.get(k), str) for k in ("trigger", "vectors"))
+        for e in made
+    )
+    prints = record.get("unet_fingerprint", "")
+    numbers = prints[3:].split(",") if isinstance(prints, str) and prints else []
+    for name, good in {
+        "embeddings": named,
+        "sampler": isinstance(record.get("sampler", {}), dict),
+        "unet_fingerprint": isinstance(prints, str) and all(map(_is_number, numbers)),
+    }.items():
+        if not good:
+            raise IneError(f"{path}: its {name} are none that ine wrote; calibrate again")
+
+
+def _is_number(text):
+    with suppress(ValueError):
+        return math.isfinite(float(text))
+    return False
 
 
 def _gate_of(path, kind, settings):
@@ -262,15 +288,20 @@ def _gate_of(path, kind, settings):
         if "belief" in given:
             given["belief"] = Belief(**given["belief"])
         if "probes" in given:
-            given["probes"] = tuple(
-                Probe(torch.tensor(p["weight"], dtype=torch.float32), float(p["bias"]))
-                for p in given["probes"]
-            )
+            given["probes"] = tuple(_probe_of(p) for p in given["probes"])
         return kind(**given)
     except IneError as error:
         raise IneError(f"{path}: {error}") from error
-    except (KeyError, TypeError, ValueError) as error:
+    # torch says RuntimeError of a number that is too large, Python OverflowError.
+    except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise IneError(f"{path}: settings do not make a gate ({error}); calibrate again") from error
+
+
+def _probe_of(data):
+    weight = torch.tensor(data["weight"], dtype=torch.float32)
+    if weight.dim() != 1 or not len(weight):
+        raise ValueError(f"the weights of a probe are of shape {list(weight.shape)}")
+    return Probe(weight, float(data["bias"]))
 
 
 def check_calibrated(calibration, embeddings, parts, settings=None):

@@ -14,7 +14,8 @@ from typing import Protocol
 
 import torch
 
-from ine.text import Condition, encode
+from ine.text import LITERAL, Condition, Reading, encode
+from ine.weights_in_prompts import plain_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,9 +94,16 @@ class Prompts:
     scale: float
     """Classifier-free guidance scale w."""
 
+    reading: Reading = LITERAL
+    """How prompts and negatives are read: weights, layer of the text encoder."""
+
     def encode(self, texts, vectors=None):
         """Return the condition of texts; see `ine.text.encode`."""
-        return encode(self.parts, list(texts), vectors)
+        return encode(self.parts, list(texts), vectors, self.reading)
+
+    def words(self):
+        """Return the prompts as they are tokenised: where weights are read, without their marks."""
+        return tuple(map(plain_text, self.texts)) if self.reading.weights else self.texts
 
     def positive(self):
         """Return the condition of the prompts, B rows."""

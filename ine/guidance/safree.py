@@ -36,6 +36,7 @@ from ine.guidance.negative import Matched, Negative
 from ine.guidance.protocol import Wanted
 from ine.guidance.reattention import Reattention, reattending
 from ine.text import Condition, encode, splice, tokenize
+from ine.weights_in_prompts import is_weighted
 
 COLUMNS = ("pooled", "vectors")
 """What an embedding puts into C: one column, the pooled state of its whole string of vectors, or
@@ -355,6 +356,23 @@ class Safree:
             )
         return found
 
+    def _check_reading(self, prompts):
+        """Refuse what would part the pooled states from the states that are projected."""
+        reading = prompts.reading
+        if reading.clip_skip != 1:
+            raise IneError(
+                f"SAFREE: clip skip is {reading.clip_skip}; it is defined on the last layer of the "
+                "text encoder; leave it out, or use cfg, additive or sld"
+            )
+        texts = [*prompts.texts, self.negative.prompt(), *self.phrases]
+        weighted = [t for t in texts if reading.weights and is_weighted(t)]
+        if weighted:
+            raise IneError(
+                f"SAFREE: {weighted[0][:60]!r} has weights, which it knows nothing about; leave "
+                "them out (a bracket that is meant as one is written \\( or \\[), or use cfg, "
+                "additive or sld"
+            )
+
     def last(self, rewritten, count):
         """Return the last step that uses a rewrite, of a run of `count`; -1 for none."""
         if not rewritten.triggers:
@@ -365,12 +383,17 @@ class Safree:
 
     @contextmanager
     def begin(self, prompts):
-        """Encode prompts and negative, and rewrite the prompts, once."""
+        """Encode prompts and negative, and rewrite the prompts, once.
+
+        Raises:
+            IneError: A prompt or the negative has weights, or a layer is skipped.
+        """
+        self._check_reading(prompts)
         with torch.no_grad():
             concept = self.concept(prompts.parts)
             positive = prompts.positive()
             rewrites = rewrite_all(
-                prompts.parts, prompts.texts, positive.states, concept, self.alpha
+                prompts.parts, prompts.words(), positive.states, concept, self.alpha
             )
         yield _Session(
             guidance=self,
