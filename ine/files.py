@@ -10,6 +10,9 @@ from pathlib import Path
 
 from ine.errors import OutputError
 
+JSON_LIMIT = 10_000_000
+"""Bytes of JSON that are parsed; in memory it takes up to 25 times as much."""
+
 
 @contextmanager
 def atomic_path(path):
@@ -64,6 +67,20 @@ def write_text(path, text):
 def write_json(path, value):
     """Write JSON atomically, indented, with a final newline."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_within(path, limit):
+    """Return a UTF-8 text that may come from a stranger, reading no more than is allowed.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is no UTF-8, or has more than `limit` bytes.
+    """
+    with Path(path).open("rb") as file:
+        raw = file.read(limit + 1)
+    if len(raw) > limit:
+        raise ValueError(f"it has over {limit:,} bytes, which none of its kind needs")
+    return raw.decode()
 
 
 def check_free(path, force=False):

@@ -4,6 +4,7 @@ A recipe says what a concept is: its words, how pictures of it are made and reco
 inverted and erased, and on which prompts choices are tuned. Nothing in a recipe is code.
 """
 
+import math
 import re
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,7 +13,16 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ine.errors import RecipeError, did_you_mean
-from ine.files import sha256_of, shipped
+from ine.files import read_within, sha256_of, shipped
+
+YAML_LIMIT = 200_000
+"""Bytes of a recipe; the parser takes seconds for as many."""
+
+MOST_PROBLEMS = 50
+"""Wrong fields that one error names."""
+
+VALUE_LIMIT = 20_000
+"""Values of a recipe, aliases written out."""
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -243,14 +253,48 @@ def load_recipe(name_or_path, overrides=()):
     """
     path = find_recipe(name_or_path)
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        data = read_yaml(read_within(path, YAML_LIMIT))
+    except (OSError, ValueError) as error:
         raise RecipeError(f"{path}: cannot be read as YAML ({error})") from error
     if not isinstance(data, dict):
         raise RecipeError(f"{path}: expected a mapping of sections, found {type(data).__name__}")
     for override in overrides:
         apply_override(data, override)
     return check_recipe(data, path)
+
+
+def read_yaml(text):
+    """Return the data of a YAML text that may come from a stranger.
+
+    Aliases are counted as what they stand for: nine lines of lists of aliases can stand for a
+    billion values.
+
+    Raises:
+        ValueError: It is no YAML, too long, or stands for too many values.
+    """
+    if len(text) > YAML_LIMIT:
+        raise ValueError(f"over {YAML_LIMIT:,} characters; recipes are some thousands")
+    try:
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        if _node_count(node, {}) > VALUE_LIMIT:
+            raise ValueError(f"stands for over {VALUE_LIMIT:,} values, aliases written out")
+        return None if node is None else loader.construct_document(node)
+    # A date or a number that is none fails in any way at all inside the parser.
+    except (yaml.YAMLError, RecursionError, LookupError, AttributeError, ArithmeticError) as error:
+        raise ValueError(str(error) or type(error).__name__) from error
+
+
+def _node_count(node, known):
+    """Return how many values a node stands for, aliases written out."""
+    if not isinstance(node, yaml.CollectionNode):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = math.inf  # what is met again before it is counted holds itself
+        pairs = isinstance(node, yaml.MappingNode)
+        parts = [part for pair in node.value for part in pair] if pairs else node.value
+        known[id(node)] = 1 + sum(_node_count(part, known) for part in parts)
+    return known[id(node)]
 
 
 def find_recipe(name_or_path):
@@ -281,8 +325,8 @@ def apply_override(data, override):
         if not isinstance(data, dict):
             raise RecipeError(f"--set {override}: {parent!r} is not a section")
     try:
-        data[last] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
+        data[last] = read_yaml(value)
+    except ValueError as error:
         raise RecipeError(f"--set {override}: the value is not YAML ({error})") from error
 
 
@@ -291,7 +335,10 @@ def check_recipe(data, where):
     try:
         recipe = ConceptRecipe.model_validate(data)
     except ValidationError as error:
-        problems = [_problem(item) for item in error.errors()]
+        found = error.errors()
+        problems = [_problem(item) for item in found[:MOST_PROBLEMS]]
+        if len(found) > MOST_PROBLEMS:
+            problems.append(f"and {len(found) - MOST_PROBLEMS} more")
         raise RecipeError(f"{where}: " + "; ".join(problems)) from error
     erase = recipe.erase
     if erase and len(erase.concepts) != len(erase.targets):

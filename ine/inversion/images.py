@@ -265,7 +265,7 @@ def _read_table(path):
             rows = list(csv.DictReader(io.StringIO(text)))
         else:
             rows = [json.loads(line) for line in text.split("\n") if line.strip()]
-    except (csv.Error, json.JSONDecodeError) as error:
+    except (csv.Error, ValueError, RecursionError) as error:
         raise PicturesError(f"{path}: cannot be read as {path.suffix[1:]} ({error})") from error
     captions = {}
     for number, row in enumerate(rows, 1):
@@ -317,13 +317,27 @@ def load_pictures(path, key):
             about = json.loads((file.metadata() or {})["pictures"])
             if (about["format"], about["key"]) != (FORMAT, key):
                 return None
-            return ConceptPictures(
+            pictures = ConceptPictures(
                 mean=file.get_tensor("mean"),
                 std=file.get_tensor("std"),
                 captions=None if about["captions"] is None else tuple(about["captions"]),
                 names=tuple(about["names"]),
             )
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
+        _check_pictures(pictures)
+        return pictures
+    except (SafetensorError, OSError, LookupError, ValueError, TypeError, RecursionError) as error:
         raise PicturesError(
             f"{path}: is not a cache of pictures, or is broken; delete it and run again"
         ) from error
+
+
+def _check_pictures(pictures):
+    """Raise `ValueError` where moments, names and captions are not of the same pictures."""
+    mean, std, captions = pictures.mean, pictures.std, pictures.captions
+    texts = [*pictures.names, *(captions or ())]
+    if mean.dim() != 4 or mean.shape != std.shape or {mean.dtype, std.dtype} != {torch.float32}:
+        raise ValueError("mean and std are not of float32 (P, C, H, W)")
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError("names and captions are not texts")
+    if len(mean) != pictures.count or len(captions or mean) != pictures.count:
+        raise ValueError("there are not as many names and captions as pictures")

@@ -1,13 +1,30 @@
 """What a user named with --unet, before it is recognised: a file's entries, or a folder."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ine.errors import CheckpointError
+from ine.files import JSON_LIMIT, read_within
 from ine.models.weight_files import read_file
 
 WEIGHT_NAMES = ("diffusion_pytorch_model", "model", "pytorch_model")
+
+SETTINGS = {
+    "_class_name": (str, False),
+    "architectures": (str, True),
+    "prediction_type": (str, False),
+    "act_fn": (str, False),
+    "cross_attention_dim": (int, False),
+    "attention_head_dim": (int, True),
+    "num_attention_heads": (int, True),
+    "norm_num_groups": (int, False),
+    "center_input_sample": (int, False),
+    "flip_sin_to_cos": (int, False),
+    "freq_shift": (int | float, False),
+}
+"""What is read of a model's configuration -> (its type, whether it may be a list)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,18 +36,29 @@ class Source:
 
     folder: Path | None = None
     entries: dict = field(default_factory=dict)
+    """{name: tensor}; a file may nest dicts, and a LoRA ends as {name: `LowRank`}."""
+
     metadata: dict = field(default_factory=dict)
     config: dict = field(default_factory=dict)
-    """A UNet folder's config.json."""
+    """A UNet folder's config.json, or PEFT's settings of a LoRA."""
 
     prediction_type: str | None = None
     """What a pipeline folder's scheduler says, if it says so."""
 
     encoders: dict = field(default_factory=dict)
-    """{"text_encoder" or "text_encoder_2": state dict}."""
+    """{"text_encoder" or "text_encoder_2": {name: tensor or `LowRank`}}."""
 
     prefix: str = ""
     """The prefix that was stripped from every name."""
+
+    rename: Callable | None = None
+    """(parts, source) -> the source under the names of that base, where a file has others."""
+
+    done: bool = False
+    """Whether nothing is left to unwrap."""
+
+    notes: tuple[str, ...] = ()
+    """What of the file is not used, to be told once it is laid."""
 
 
 def open_source(path):
@@ -48,12 +76,25 @@ def read_json(folder, name="config.json"):
     """Return a folder's JSON file, {} where there is none."""
     path = folder / name
     try:
-        value = json.loads(path.read_text()) if path.is_file() else {}
-    except (OSError, ValueError) as error:
+        value = json.loads(read_within(path, JSON_LIMIT)) if path.is_file() else {}
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: cannot be read as JSON ({error})") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: holds a {type(value).__name__}, expected a JSON object")
+    wrong = [name for name in value if name in SETTINGS and not _is_setting(name, value[name])]
+    if wrong:
+        raise CheckpointError(
+            f"{path}: {wrong[0]} is {str(value[wrong[0]])[:80]}, which is no setting of a model; "
+            "download or copy it again"
+        )
     return value
+
+
+def _is_setting(name, value):
+    """Return whether a setting is plain: a text, a number, or where usual a list of them."""
+    kinds, listed = SETTINGS[name]
+    items = value if listed and isinstance(value, list) else [value]
+    return value is None or all(isinstance(item, kinds) for item in items)
 
 
 def folder_state(folder):
@@ -61,8 +102,7 @@ def folder_state(folder):
     for ending in (".safetensors", ".bin"):
         for name in WEIGHT_NAMES:
             if (folder / f"{name}{ending}.index.json").is_file():
-                index = read_json(folder, f"{name}{ending}.index.json")
-                shards = sorted(set(index.get("weight_map", {}).values()))
+                shards = _shards(folder, f"{name}{ending}.index.json")
                 return {k: v for shard in shards for k, v in read_file(folder / shard)[0].items()}
             if (folder / f"{name}{ending}").is_file():
                 return read_file(folder / f"{name}{ending}")[0]
@@ -76,3 +116,23 @@ def folder_state(folder):
         f"{folder}: expected one file of weights (diffusion_pytorch_model.safetensors or .bin), "
         f"found {found}; give the file itself"
     )
+
+
+def _shards(folder, name):
+    """Return the names of the files that an index lists, all of them right in its folder."""
+    listed = read_json(folder, name).get("weight_map")
+    if not isinstance(listed, dict) or not all(isinstance(n, str) for n in listed.values()):
+        raise CheckpointError(
+            f"{folder / name}: has no weight_map of file names; download or copy it again"
+        )
+    shards = sorted(set(listed.values()))
+    # Links are followed, since the hub's cache is made of them; a name that leads out is not one.
+    outside = [
+        n for n in shards if n in ("", ".", "..") or set(n) & set("/\\:") or not n.isprintable()
+    ]
+    if outside:
+        raise CheckpointError(
+            f"{folder / name}: lists {outside[0][:80]!a}, expected names of files in its own "
+            "folder; do not trust this model"
+        )
+    return shards

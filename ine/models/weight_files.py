@@ -8,18 +8,19 @@ import json
 import pickle
 import re
 import warnings
-import zipfile
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from ine.errors import CheckpointError
-from ine.files import atomic_path
+from ine.files import JSON_LIMIT, atomic_path
+from ine.models.torch_files import check_torch_file
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec"
-HEADER_LIMIT = 100_000_000
-"""Largest safetensors header in bytes; the format's own limit."""
+HEADER_LIMIT = JSON_LIMIT
+"""Largest safetensors header in bytes: that of 80,000 tensors. The format allows ten times as
+much, which takes gigabytes to parse."""
 
 DTYPE_CODES = {
     torch.float64: "F64",
@@ -48,7 +49,8 @@ def read_file(path):
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
-    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+    # A dtype that torch lacks, or numbers that do not fit one, fail in other ways.
+    except (SafetensorError, OSError, RuntimeError, ValueError, LookupError, TypeError) as error:
         raise CheckpointError(f"{path}: is a damaged safetensors file ({error})") from error
 
 
@@ -146,13 +148,31 @@ def _checked_header(path):
     if size < 8 + length:
         raise _truncated(path, size, 8 + length)
     try:
-        header = json.loads(text)
-        ends = [v["data_offsets"][1] for k, v in header.items() if k != "__metadata__"]
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-        raise CheckpointError(f"{path}: its safetensors header cannot be read ({error})") from error
+        header = json.loads(text.decode())  # of bytes, json would guess
+        ends = [_end(v) for k, v in header.items() if k != "__metadata__"]
+        _check_metadata(header.get("__metadata__"))
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        reason = str(error)[:200] or type(error).__name__
+        raise CheckpointError(
+            f"{path}: its safetensors header cannot be read ({reason}); download or copy it again"
+        ) from error
     if size < 8 + length + max(ends, default=0):
         raise _truncated(path, size, 8 + length + max(ends))
     return header
+
+
+def _end(entry):
+    """Return where a tensor's bytes end, after the header."""
+    start, end = entry["data_offsets"]
+    if type(start) is not int or type(end) is not int or not 0 <= start <= end:
+        raise ValueError(f"data_offsets {str(entry['data_offsets'])[:80]}")
+    return end
+
+
+def _check_metadata(metadata):
+    texts = metadata.values() if isinstance(metadata, dict) else [metadata or ""]
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError("__metadata__ is not a table of texts")
 
 
 def _truncated(path, found, expected):
@@ -168,9 +188,11 @@ def _read_torch(path):
             f"{path}: is no safetensors file but a pickle as torch.save writes them; it was "
             "refused and not executed. If that is what you expected, rename it to .pt"
         )
-    # Only the zip format can be mapped; it also keeps the pickle apart from the tensors.
-    mapped = zipfile.is_zipfile(path)
     try:
+        check_torch_file(path)
+        with Path(path).open("rb") as file:
+            # Only the zip format can be mapped; it also keeps the pickle apart from the tensors.
+            mapped = file.read(2) == b"PK"
         with warnings.catch_warnings():
             # torch warns that a pickle protocol is unusual; whether it loads says enough.
             warnings.simplefilter("ignore")
