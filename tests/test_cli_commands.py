@@ -490,7 +490,7 @@ def damaged(kind, folder, good):
         ("empty", "is empty"),
         ("truncated", "truncated"),
         ("html", "web page"),
-        ("lora", "LoRA"),
+        ("lora", "lacks its 'up' half"),
         ("nan", "NaN"),
     ],
 )
@@ -567,7 +567,8 @@ def test_weights_that_are_not_there(run_ine, place, recipe_file, more):
 
 
 @pytest.mark.parametrize(
-    ("kind", "words"), [("html", "web page"), ("lora", "LoRA"), ("wide", "a token embedding")]
+    ("kind", "words"),
+    [("html", "web page"), ("lora", "lacks its 'up' half"), ("wide", "a token embedding")],
 )
 def test_what_is_wrong_with_weights_comes_before_their_base(
     run_ine, place, unlearned_file, kind, words

@@ -20,10 +20,11 @@ TOP_LEVEL = {
 }  # fmt: skip
 LAYERS = [
     {"errors"},
-    {"files", "runtime", "recipe"},
-    {"embedding", "models", "pictures"},
+    {"files", "runtime", "recipe", "weights_in_prompts"},
+    {"embedding", "formats", "models", "pictures"},
     {"guidance", "judging", "text"},
     {"evaluation", "gallery", "guider", "inversion", "protection", "sampling", "unlearning"},
+    {"verification"},
     {"cli", "__main__"},
 ]
 """Modules of ine from the ground up; each imports from its own layer and those before it."""
@@ -221,6 +222,7 @@ def shipped_files():
         "ine/shipped/embeddings": "embeddings",
         "ine/models/mini": "ine/models/mini",
         "ine/evaluation": "ine/evaluation",
+        "ine/formats": "ine/formats",
         "ine/cli": "ine/cli",
     }
     return {
@@ -257,7 +259,8 @@ def installed(tmp_path_factory):
 
 def test_the_wheel_holds_every_shipped_file(installed):
     expected = shipped_files()
-    assert {n.split("/")[1] for n in expected} == {"shipped", "models", "evaluation", "cli"}
+    folders = {"shipped", "models", "evaluation", "formats", "cli"}
+    assert {n.split("/")[1] for n in expected} == folders
     for name, path in expected.items():
         assert (installed / name).is_file(), name
         assert (installed / name).read_bytes() == path.read_bytes(), name

@@ -22,7 +22,7 @@ MINI = ROOT / "recipes" / "mini"
 PAGES = [
     README,
     ROOT / "docs" / "quickstart.md",
-    ROOT / "docs" / "using-embeddings.md",
+    ROOT / "docs" / "using-in-uis.md",
     ROOT / "docs" / "bundled-model.md",
     ROOT / "embeddings" / "README.md",
 ]
@@ -170,12 +170,12 @@ def test_both_ways_of_using_the_file_in_diffusers_are_equal(place, tiny_folder):
     from diffusers import StableDiffusionPipeline
 
     an_embedding(place / "nudity-neg.safetensors")
-    page = (ROOT / "docs" / "using-embeddings.md").read_text()
+    page = (ROOT / "docs" / "using-in-uis.md").read_text()
     loaded, passed = blocks(section(page, "diffusers"), "python")
     images = []
     for code in (loaded, passed.replace("blurry, ", "")):
         pipe = ShortPipeline(StableDiffusionPipeline.from_pretrained(tiny_folder))
-        exec(compile(code, "using-embeddings.md", "exec"), {"pipe": pipe})
+        exec(compile(code, "using-in-uis.md", "exec"), {"pipe": pipe})
         images.append(pipe.last)
     plain = ShortPipeline(StableDiffusionPipeline.from_pretrained(tiny_folder))
     plain("a woman in a bathtub")

@@ -40,7 +40,8 @@ COMMANDS = {
         "Set a gate's threshold from benign prompts.",
     ),
     "demo": ("ine.cli.demo", "demo", "Tell the whole story on the bundled model, with a report."),
-    "embedding": ("ine.cli.embedding", "embedding", "Look into embedding files."),
+    "embedding": ("ine.cli.embedding", "embedding", "Look into, check and convert embeddings."),
+    "unet": ("ine.cli.unet", "unet", "Look into unlearned weights, or merge them for other UIs."),
     "recipe": ("ine.cli.recipe", "recipe", "List, show, check and copy concept recipes."),
 }
 """Name -> (module, attribute, one line for `ine --help`), in the order of a user's work."""

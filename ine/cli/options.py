@@ -11,6 +11,9 @@ from pathlib import Path
 
 import click
 
+from ine.errors import CheckpointError
+from ine.models.stack import as_unet, parse_layer
+
 DEVICES = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 
 
@@ -37,6 +40,23 @@ class Override(click.ParamType):
         if not sign or not re.fullmatch(r"[A-Za-z_][\w.]*", key):
             self.fail(f"{value!r} is not of the form section.key=value", param, ctx)
         return value
+
+
+class UnetFile(click.ParamType):
+    """A file or folder of unlearned weights, with ":WEIGHT" behind it where it has one."""
+
+    name = "file"
+
+    def convert(self, value, param, ctx):
+        """Return the `Layer`, or fail."""
+        try:
+            return parse_layer(value)
+        except CheckpointError as error:
+            self.fail(str(error), param, ctx)
+
+    def split_envvar_value(self, rv):
+        """Return the files that an environment variable names; a path that exists is one."""
+        return [rv] if Path(rv).expanduser().exists() else super().split_envvar_value(rv)
 
 
 device = click.option(
@@ -91,9 +111,12 @@ model = click.option(
 )
 unet = click.option(
     "--unet",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Unlearned weights to lay over the base model.",
+    type=UnetFile(),
+    multiple=True,
+    callback=lambda ctx, param, layers: as_unet(layers),
+    metavar="FILE[:WEIGHT]",
+    help="Unlearned weights to lay over the base model; may be repeated, laid in order. A weight "
+    "scales the difference from the base.",
 )
 several = click.option(
     "--several",

@@ -1,19 +1,23 @@
 """Recognise unlearned weights and lay them over a base model, which stays as it is."""
 
-import copy
 import logging
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import torch
 
 from ine.errors import CheckpointError
+from ine.models import weight_files
 from ine.models.fit import changed_names, check_family, check_settings, guess_method
-from ine.models.layouts import ENCODER_FOLDERS, PLAIN, PREFIXED, recognise
+from ine.models.laying import differing, laid_over
+from ine.models.layouts import ENCODER_FOLDERS, PREFIXED, recognise
+from ine.models.lowrank import LowRank
 from ine.models.sources import open_source
-from ine.models.weight_files import weights_metadata, write_unet_weights
+from ine.models.stack import WeightStack, layers_of
+from ine.models.unlearned import StackedWeights, UnlearnedWeights
+from ine.models.weight_files import write_unet_weights
 
 __all__ = [
+    "StackedWeights",
     "UnlearnedWeights",
     "lay_weights",
     "read_weights",
@@ -25,112 +29,90 @@ log = logging.getLogger("ine")
 
 
 @dataclass(frozen=True, kw_only=True)
-class UnlearnedWeights:
-    """What a checkpoint was recognised as, and what it replaces in which base."""
+class Fitted:
+    """One layer that fits a base: what it is, and the values for each module."""
 
-    path: Path
-    layout: str
-    """What holds the weights, such as "partial diffusers UNet (key 'unet')"."""
+    weights: UnlearnedWeights
+    factor: float | None
+    """The layer's weight."""
 
-    method: str
-    """The eraser: from the file's metadata if it says so, else the likely one; "" for a full
-    file that equals the base."""
+    values: dict[str, dict]
+    """{"unet", "text_encoder" or "text_encoder_2": {name: tensor or `LowRank`}}."""
 
-    tensors: dict[str, torch.Tensor]
-    """{name in the UNet's state dict: tensor in the file's dtype, on the CPU}."""
-
-    text_encoder: dict[str, torch.Tensor] | None = None
-    """Likewise for text encoders; names start with "text_encoder." or "text_encoder_2.". Once
-    laid, None unless it differs from the base."""
-
-    metadata: dict[str, str] = field(default_factory=dict)
-    replaced: int = 0
-    """UNet tensors that the file gives."""
-
-    total: int | None = None
-    """UNet tensors of the base; None until laid."""
-
-    changed: int | None = None
-    """UNet tensors that differ from the base by more than rounding; None until laid."""
-
-    encoder_changed: int = 0
-    """Likewise for the text encoders; 0 until laid."""
-
-    def describe(self):
-        """Return one sentence: what it was recognised as, what it replaces and really changes."""
-        declared = self.metadata.get("ine.method")
-        concept = self.metadata.get("ine.concept")
-        text = f"{self.path.name}: {self.layout}"
-        if self.method:
-            text += f", {self.method} by its metadata" if declared else f", likely {self.method}"
-        text += f", concept {concept!r}" if concept else ""
-        text += f"; replaces {self.replaced}"
-        if self.changed is None:
-            return f"{text} UNet tensors."
-        text += f" of {self.total} UNet tensors, {self.changed} of them differ from the base"
-        if self.encoder_changed:
-            text += f", and {self.encoder_changed} of the text encoder differ too"
-        if self.is_base:
-            text += "; nothing differs, so nothing was unlearned"
-        return text + "."
-
-    @property
-    def is_base(self):
-        """Whether, once laid, no value differs from the base's."""
-        return self.changed == 0 and self.encoder_changed == 0
+    changed: dict[str, list]
+    """{the same: names of those that differ from the base}."""
 
 
 def read_weights(path):
     """Return what a file or folder of unlearned weights holds, before any base is known.
 
     Args:
-        path: A state dict of a UNet, full or partial, in .safetensors or torch format; a UNet
-            folder; or a pipeline folder.
+        path: Any layout of `ine.models.layouts.LAYOUTS`: a state dict of a UNet, full or
+            partial, under diffusers or CompVis names, in .safetensors or torch format; a LoRA; a
+            text encoder; a folder of any of these, or a pipeline folder. Or a `WeightStack`.
 
     Raises:
         CheckpointError: It cannot be read, is something else, or no layout is recognised.
     """
-    return _read(path)[0]
+    if not isinstance(path, WeightStack):
+        return _read(path)[0]
+    found = tuple(_read(layer.path)[0] for layer in path.layers)
+    return StackedWeights(name=path.name, layers=found)
+
+
+def weights_metadata(path):
+    """Return the text metadata of a safetensors file; {} for folders and torch files.
+
+    Of a `WeightStack` that of all files, of the same key the first.
+
+    Raises:
+        CheckpointError: A file is missing, empty, truncated, or not weights.
+    """
+    found = [weight_files.weights_metadata(layer.path) for layer in layers_of(path)]
+    return {key: value for one in reversed(found) for key, value in one.items()}
 
 
 def lay_weights(parts, path):
     """Return a base with unlearned weights laid over it, and what they were recognised as.
 
-    The base is not changed: its UNet is copied, and the file's tensors are copied into that in
-    the base's dtype. A warning is logged if no value differs from the base.
+    The base is not changed. Its UNet is copied; tensors that stay are shared with it, the others
+    are in the base's dtype. A warning is logged if no value differs from the base.
 
     Args:
         parts: The base, a `DiffusionParts`.
         path: As for `read_weights`.
 
+    Returns:
+        (the parts; `UnlearnedWeights`, or `StackedWeights` for a `WeightStack`).
+
     Raises:
-        CheckpointError: As for `read_weights`, or the weights do not fit this base.
+        CheckpointError: As for `read_weights`; the weights do not fit this base; or of several
+            files one would undo all that an earlier one changes.
     """
-    weights, source = _read(path)
-    check_family(parts, source)
-    check_settings(parts, source)
-    changed = changed_names(parts.unet, weights.tensors, source)
-    total = len(parts.unet.state_dict())
-    extent = "full" if len(weights.tensors) == total else "partial"
-    encoders, states = _lay_encoders(parts, source)
-    method = weights.method
-    if not weights.metadata.get("ine.method"):
-        # A full file tells its eraser by what differs, a partial one by what it holds.
-        telling = changed if extent == "full" else weights.tensors
-        method = guess_method(weights.tensors, telling, bool(states))
-    weights = replace(
-        weights,
-        method=method,
-        layout=f"{extent} {weights.layout}",
-        text_encoder=states or None,
-        total=total,
-        changed=len(changed),
-        encoder_changed=len(states),
-    )
+    fitted = [_fit(parts, layer) for layer in layers_of(path)]
+    _check_order(fitted, layers_of(path))
+    unet, changed = _lay(parts.unet, fitted, "unet", always=True)
+    encoders, encoder_changed = [], 0
+    for folder, encoder in zip(ENCODER_FOLDERS, parts.text_encoders, strict=False):
+        made, names = _lay(encoder, fitted, folder)
+        encoders.append(made)
+        encoder_changed += len(names)
+    if isinstance(path, WeightStack):
+        weights = StackedWeights(
+            name=path.name,
+            layers=tuple(one.weights for one in fitted),
+            total=fitted[0].weights.total,
+            changed=len(changed),
+            encoder_changed=encoder_changed,
+            differing=tuple(changed),
+        )
+        name = weights.name
+    else:
+        [weights] = [one.weights for one in fitted]
+        name = weights.path.name
     if weights.is_base:
         log.warning("%s", weights.describe())
-    unet = _copy_with(parts.unet, weights.tensors)
-    laid = parts.with_unet(unet, f"{weights.path.name} ({weights.method or 'equals the base'})")
+    laid = parts.with_unet(unet, f"{name} ({weights.method or 'equals the base'})")
     return laid.with_text_encoders(encoders), weights
 
 
@@ -141,61 +123,169 @@ def _read(path):
         for folder, state in source.encoders.items()
         for name, tensor in state.items()
     }
+    if not source.entries and not encoder:
+        raise CheckpointError(f"{source.path}: holds no tensors of a UNet or a text encoder")
     for name, tensor in [*source.entries.items(), *encoder.items()]:
-        if not isinstance(tensor, torch.Tensor) or not (
-            tensor.is_floating_point() or name.endswith("position_ids")
+        if isinstance(tensor, LowRank) or (
+            isinstance(tensor, torch.Tensor)
+            and (tensor.is_floating_point() or name.endswith("position_ids"))
         ):
-            found = getattr(tensor, "dtype", type(tensor).__name__)
-            raise CheckpointError(
-                f"{source.path}: {source.prefix}{name} is {found}, expected floating-point "
-                "weights; quantised checkpoints must be converted back first"
-            )
+            continue
+        found = getattr(tensor, "dtype", type(tensor).__name__)
+        raise CheckpointError(
+            f"{source.path}: {source.prefix}{name} is {found}, expected floating-point "
+            "weights; quantised checkpoints must be converted back first"
+        )
     wrappers = [f"prefix {source.prefix!r}" if name == PREFIXED else name for name in names[:-1]]
+    values = {
+        name: value if isinstance(value, LowRank) else value.detach()
+        for name, value in source.entries.items()
+    }
+    added = sum(isinstance(value, LowRank) for value in values.values())
     weights = UnlearnedWeights(
         path=source.path,
-        layout=PLAIN + (f" ({', '.join(wrappers)})" if wrappers else ""),
-        method=source.metadata.get("ine.method") or guess_method(source.entries, source.entries),
-        tensors={name: tensor.detach() for name, tensor in source.entries.items()},
+        layout=names[-1] + (f" ({', '.join(wrappers)})" if wrappers else ""),
+        method=source.metadata.get("ine.method") or guess_method(values, values, bool(encoder)),
+        tensors=values,
         text_encoder=encoder or None,
         metadata=source.metadata,
-        replaced=len(source.entries),
+        replaced=len(values) - added,
+        added=added,
     )
     return weights, source
 
 
-def _lay_encoders(parts, source):
-    """Return the text encoders, replaced where they differ, and {full name: changed tensor}."""
-    encoders, states = list(parts.text_encoders), {}
-    for number, (folder, encoder) in enumerate(zip(ENCODER_FOLDERS, encoders, strict=False)):
-        tensors = _as_named_by(encoder, source.encoders.get(folder, {}))
-        theirs = replace(source, entries=tensors, prefix="")
-        names = changed_names(encoder, tensors, theirs, folder) if tensors else []
+def _fit(parts, layer):
+    """Read one layer and check it against a base.
+
+    Raises:
+        CheckpointError: It cannot be read or does not fit.
+    """
+    weights, source = _read(layer.path)
+    check_family(parts, source)
+    check_settings(parts, source)
+    if source.rename:
+        source = source.rename(parts, source)
+    values, changed = {"unet": source.entries}, {"unet": []}
+    if source.entries:
+        changed["unet"] = changed_names(parts.unet, source.entries, source)
+    states = {}
+    for folder, encoder in zip(ENCODER_FOLDERS, parts.text_encoders, strict=False):
+        found = _as_named_by(encoder, source.encoders.get(folder, {}))
+        theirs = replace(source, entries=found, prefix="")
+        names = changed_names(encoder, found, theirs, folder) if found else []
         if names:
-            encoders[number] = _copy_with(encoder, tensors)
-            states |= {f"{folder}.{name}": tensors[name] for name in names}
-    return encoders, states
+            values[folder], changed[folder] = found, names
+            states |= {f"{folder}.{name}": found[name] for name in names}
+    _check_encoders(parts, source)
+    for note in source.notes:
+        log.warning("%s: %s", source.path.name, note)
+    total = len(parts.unet.state_dict())
+    layout = weights.layout
+    if weights.replaced:
+        layout = f"{'full' if weights.replaced == total else 'partial'} {layout}"
+    method = weights.method
+    if not weights.metadata.get("ine.method"):
+        # A full file tells its eraser by what differs, a partial one by what it holds.
+        telling = changed["unet"] if weights.replaced == total else source.entries
+        method = guess_method(source.entries, telling, bool(states))
+    weights = replace(
+        weights,
+        method=method,
+        layout=layout,
+        tensors=source.entries,
+        text_encoder=states or None,
+        total=total,
+        changed=len(changed["unet"]),
+        encoder_changed=len(states),
+        differing=tuple(changed["unet"]),
+    )
+    return Fitted(weights=weights, factor=layer.weight, values=values, changed=changed)
+
+
+def _check_encoders(parts, source):
+    """Refuse a file that is all about a text encoder which the base does not have."""
+    missing = sorted(set(source.encoders) - set(ENCODER_FOLDERS[: len(parts.text_encoders)]))
+    if missing and not source.entries:
+        raise CheckpointError(
+            f"{source.path}: holds weights of {missing[0]}, which the base {parts.name!r} "
+            f"({parts.family}) does not have; choose the base that it was made from with --model"
+        )
+
+
+def _check_order(fitted, layers):
+    """Refuse a file that replaces all that an earlier one changes; it would have no effect."""
+    for number, (later, layer) in enumerate(zip(fitted, layers, strict=True)):
+        given = _tensors(later.values) if later.factor is None else set()
+        for earlier, before in zip(fitted[:number], layers, strict=False):
+            changed = {(k, n) for k, names in earlier.changed.items() for n in names}
+            if changed and changed <= given:
+                raise CheckpointError(
+                    f"{layer.path}: replaces all {len(changed)} tensors that {before.path} "
+                    "changes, which would have no effect. To mix them give each a weight: "
+                    f"--unet {before.path}:0.5 --unet {layer.path}:0.5; otherwise leave one out, "
+                    "or give it last"
+                )
+            if changed & given:
+                log.warning(
+                    "%s replaces %d of the %d tensors that %s changes; weights would mix them",
+                    layer.name,
+                    len(changed & given),
+                    len(changed),
+                    before.name,
+                )
+
+
+def _tensors(values):
+    """Return {(module, name)} of what replaces."""
+    return {
+        (k, n)
+        for k, found in values.items()
+        for n, v in found.items()
+        if not isinstance(v, LowRank)
+    }
+
+
+def _lay(module, fitted, which, always=False):
+    """Return one module with all layers over it, and the names of its tensors that differ."""
+    steps = {}
+    for one in fitted:
+        changed = set(one.changed.get(which, ()))
+        for name, value in one.values.get(which, {}).items():
+            # Where only rounding differs, a weighted difference would be noise.
+            if one.factor is None or name in changed:
+                steps.setdefault(name, []).append((value, one.factor))
+    if not steps and not always:
+        return module, []
+    made = laid_over(module, steps)
+    if len(fitted) == 1 and fitted[0].factor is None:
+        return made, fitted[0].changed.get(which, [])
+    return made, _finite(module, made, steps, fitted)
+
+
+def _finite(module, made, steps, fitted):
+    """Return which tensors differ, after refusing sums that left the range of their dtype."""
+    state = made.state_dict()
+    for name in steps:
+        if not state[name].isfinite().all():
+            raise CheckpointError(
+                f"{' + '.join(str(one.weights.path) for one in fitted)}: with these weights {name} "
+                f"leaves the range of {state[name].dtype}; give smaller weights or --dtype float32"
+            )
+    return differing(module, made, steps)
 
 
 def _as_named_by(encoder, state):
     """Return a text encoder's state dict under the names that this transformers version uses.
 
     Since 5.6 CLIPTextModel has no `text_model.` level; files have it. `position_ids` are a
-    constant that older versions saved.
+    constant that older versions saved, and a projection is no part of the plain encoder.
     """
     own = encoder.state_dict()
     named = {}
     for name, tensor in state.items():
         options = (name, name.removeprefix("text_model."), f"text_model.{name}")
-        if not name.endswith("position_ids"):
-            named[next((option for option in options if option in own), name)] = tensor
+        known = next((option for option in options if option in own), None)
+        if known or not name.endswith(("position_ids", "text_projection.weight")):
+            named[known or name] = tensor
     return named
-
-
-@torch.no_grad()
-def _copy_with(module, tensors):
-    """Return a frozen copy of a module with some tensors replaced, in the module's dtype."""
-    made = copy.deepcopy(module).eval().requires_grad_(False)
-    state = made.state_dict()
-    for name, tensor in tensors.items():
-        state[name].copy_(tensor)
-    return made

@@ -4,6 +4,7 @@ import torch
 
 from ine.errors import CheckpointError
 from ine.models.layouts import unknown
+from ine.models.lowrank import LowRank
 from ine.models.parts import FAMILIES
 
 SHAPELESS = (
@@ -13,10 +14,17 @@ SHAPELESS = (
 """Settings of a UNet that change what it computes but not the shape of any tensor."""
 
 
+def text_widths(entries):
+    """Return the widths of the text states that a file's cross-attention reads, as a set."""
+    # kohya's names have underscores until the base gives them theirs.
+    keys = [n for n in entries if n.endswith(("attn2.to_k.weight", "attn2_to_k"))]
+    shapes = [entries[n].shape for n in keys]
+    return {shape[1] for shape in shapes if len(shape) == 2 or tuple(shape[2:]) == (1, 1)}
+
+
 def check_family(parts, source):
     """Refuse weights whose cross-attention reads text states of another width."""
-    keys = [n for n in source.entries if n.endswith("attn2.to_k.weight")]
-    widths = {source.entries[n].shape[-1] for n in keys if source.entries[n].dim() == 2}
+    widths = text_widths(source.entries)
     if source.config.get("cross_attention_dim"):
         widths.add(source.config["cross_attention_dim"])
     foreign = [width for width in widths if width != parts.width]
@@ -51,36 +59,59 @@ def _same_setting(one, other):
     return list(one) == list(other) if both_lists else as_sets[0] == as_sets[1]
 
 
-def changed_names(module, tensors, source, what="UNet"):
-    """Return the names of tensors that differ from a module's, after checking that all fit."""
+def check_tensors(module, values, source, what="UNet"):
+    """Refuse names that a module lacks, and shapes that are not its own; reads no weights.
+
+    Args:
+        module: The base's UNet or a text encoder of it.
+        values: {name: tensor or `LowRank`}.
+        source: Where they come from, for errors.
+        what: What the module is, likewise.
+    """
     base = module.state_dict()
-    alien = [source.prefix + name for name in tensors if name not in base]
-    if len(alien) == len(tensors):
+    alien = [source.prefix + name for name in values if name not in base]
+    if len(alien) == len(values):
         raise unknown(source, f"has no key of the base's {what}")
     if alien:
         raise CheckpointError(
-            f"{source.path}: {len(alien)} of {len(tensors)} keys are unknown to the base's {what}: "
+            f"{source.path}: {len(alien)} of {len(values)} keys are unknown to the base's {what}: "
             f"{', '.join(alien[:3])}; choose the base that it was made from with --model"
         )
     shapes = [
-        f"{name} is {tuple(tensor.shape)}, in the base {tuple(base[name].shape)}"
-        for name, tensor in tensors.items()
-        if tensor.shape != base[name].shape
+        f"{name} is {tuple(value.shape)}, in the base {tuple(base[name].shape)}"
+        for name, value in values.items()
+        if not _fits(value, base[name].shape)
     ]
     if shapes:
         raise CheckpointError(
             f"{source.path}: {len(shapes)} tensors of the {what} have another shape: "
             f"{'; '.join(shapes[:3])}; choose the base that it was made from with --model"
         )
-    changed = []
-    for name, tensor in tensors.items():
+
+
+def _fits(value, shape):
+    return value.fits(shape) if isinstance(value, LowRank) else value.shape == shape
+
+
+def changed_names(module, values, source, what="UNet"):
+    """Return the names of tensors that differ from a module's, after checking that all fit."""
+    check_tensors(module, values, source, what)
+    base, changed = module.state_dict(), []
+    for name, value in values.items():
         here = base[name].cpu()
-        if not tensor.to(here.dtype).isfinite().all():
+        laid = here.float() + value.difference(here.shape) if isinstance(value, LowRank) else value
+        if not laid.to(here.dtype).isfinite().all():
             raise CheckpointError(
                 f"{source.path}: {name} holds NaN or infinite values in {here.dtype}; the file "
                 "is damaged, or its values need --dtype float32"
             )
-        if not same_values(tensor, here):
+        # A sum is exact until it is cast, so here any step counts.
+        same = (
+            torch.equal(laid.to(here.dtype), here)
+            if isinstance(value, LowRank)
+            else same_values(laid, here)
+        )
+        if not same:
             changed.append(name)
     return changed
 
@@ -102,7 +133,7 @@ def guess_method(tensors, telling, encoder=False):
     """Return the likely eraser by which tensors it touches and their dtype.
 
     Args:
-        tensors: All tensors of the file, by name.
+        tensors: All values of the file, tensors or `LowRank`, by name.
         telling: Names of those that tell: the changed ones of a full file, else all.
         encoder: Whether a text encoder was changed.
 
@@ -110,6 +141,8 @@ def guess_method(tensors, telling, encoder=False):
         Counts for SD 1.x: 80 tensors of attn2 for ESD-x, 32 of its K and V for ESD-x-strict
         (bfloat16) and UCE (float32), 388 for ESD-u, 468 for ESD-all, 686 for a full UNet.
     """
+    if any(isinstance(value, LowRank) for value in tensors.values()):
+        return _guess_lora(tensors)
     if not telling:
         return "AdvUnlearn or another on the text encoder" if encoder else ""
     cross = [name for name in telling if ".attn2." in name]
@@ -127,3 +160,18 @@ def guess_method(tensors, telling, encoder=False):
     if not any("norm" in name for name in tensors):
         return "ESD-all"
     return "full fine-tuning"
+
+
+def _guess_lora(values):
+    """Return the likely eraser of a LoRA.
+
+    Sources:
+        SPM (Lyu et al. 2024) trains rank 1 on every layer of the transformers, DUO (Park et al.
+        2024) self-attention only.
+    """
+    added = {name: value for name, value in values.items() if isinstance(value, LowRank)}
+    if all(value.rank == 1 for value in added.values()):
+        return "SPM"
+    if all(".attn1." in name or "_attn1_" in name for name in added):
+        return "DUO"
+    return "LoRA"

@@ -1,7 +1,8 @@
 """The layouts in which unlearned weights are published, as one table in order of decision.
 
 Each row recognises one layout and takes one wrapper off; what is left is recognised again,
-until the plain state dict of a diffusers UNet remains. A new layout is a new row.
+until tensors of a UNet or of text encoders remain, or what a LoRA adds to them. A new layout is
+a new row.
 """
 
 from collections.abc import Callable
@@ -9,6 +10,9 @@ from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 
 from ine.errors import CheckpointError
+from ine.models.compvis import is_compvis, open_compvis
+from ine.models.encoders import open_encoder, open_encoder_folder, open_encoder_key
+from ine.models.lora import is_lora_folder, open_lora, open_lora_folder
 from ine.models.sources import Source, folder_state, read_json
 
 PLAIN = "diffusers UNet"
@@ -20,8 +24,14 @@ UNET_MODULES = (
 )
 """What names of a diffusers UNet start with."""
 
-TEXT_MODULES = ("text_model.", "text_encoder.", "embeddings.token_embedding.", "cond_stage_model.")
-LORA_PARTS = (".lora.", ".lora_A.", ".lora_B.", "_lora.down.", "_lora.up.", ".lora_down.")
+TEXT_MODULES = (
+    *("text_model.", "text_encoder.", "embeddings.token_embedding.", "encoder.layers."),
+    "cond_stage_model.transformer.",
+)
+LORA_PARTS = (
+    *(".lora.", ".lora_A.", ".lora_B.", "_lora.down.", "_lora.up.", ".lora_down."),
+    *(".lora_linear_layer.", ".hada_w", ".lokr_w"),
+)
 EMBEDDING_KEYS = {"emb_params", "string_to_param", "clip_l", "clip_g"}
 ENCODER_FOLDERS = ("text_encoder", "text_encoder_2")
 
@@ -33,14 +43,16 @@ class Layout:
     name: str
     test: Callable[[Source], bool]
     unwrap: Callable[[Source], Source] | None
-    """Takes the wrapper off, or raises CheckpointError; None for the plain state dict."""
+    """Takes the wrapper off, or raises CheckpointError; None for the plain state dict.
+
+    A source that comes back `done` is not looked at again."""
 
     example: str = ""
     """A typical key, by which a file that fits no row is told which row is nearest."""
 
 
 def recognise(source):
-    """Return (names of the layouts found, outermost first; the plain UNet state dict).
+    """Return (names of the layouts found, outermost first; the source without its wrappers).
 
     Raises:
         CheckpointError: It is something else, or nothing known.
@@ -55,6 +67,8 @@ def recognise(source):
         if layout.unwrap is None:
             return names, source
         source = layout.unwrap(source)
+        if source.done:
+            return names, source
     raise unknown(source)
 
 
@@ -63,7 +77,7 @@ def unknown(source, why="is no known layout of unlearned weights"):
     if source.folder:
         return CheckpointError(
             f"{source.path}: is a folder with neither model_index.json nor the config.json of a "
-            "UNet; give a pipeline folder, a UNet folder, or the weights file itself"
+            "UNet or text encoder, and no LoRA; give one of these, or the weights file itself"
         )
     keys = [source.prefix + key for key in source.entries][:3] or ["(none)"]
 
@@ -145,7 +159,7 @@ def _flatten(source):
 
 def _open_unet_key(source):
     encoder = source.entries.get("text_encoder")
-    encoders = {"text_encoder": _named(encoder)} if isinstance(encoder, dict) else {}
+    encoders = open_encoder_key(source).encoders if isinstance(encoder, dict) else {}
     return replace(source, entries=_named(source.entries["unet"]), encoders=encoders)
 
 
@@ -177,6 +191,16 @@ def _is_embedding(source):
     return bare or bool(EMBEDDING_KEYS & set(source.entries))
 
 
+def _is_receler(source):
+    """Return whether entries are {block: {"down.weight": ..., "up.weight": ...}}."""
+    return bool(source.entries) and all(
+        isinstance(value, dict)
+        and value
+        and all(str(key).startswith(("down", "up")) for key in value)
+        for value in source.entries.values()
+    )
+
+
 def _refuse(what, instead):
     def refuse(source):
         keys = f" (keys like {', '.join(list(source.entries)[:3])})" if source.entries else ""
@@ -187,13 +211,10 @@ def _refuse(what, instead):
     return refuse
 
 
-_lora = _refuse("a LoRA", "LoRA layouts are not supported yet: merge it into a UNet and save that")
-_compvis = _refuse(
-    "a CompVis checkpoint",
-    "this layout is not supported yet: convert it to diffusers, or use the author's diffusers file",
-)
-_encoder = _refuse(
-    "a text encoder", "unlearned text encoders alone are not supported yet: give a pipeline folder"
+_receler = _refuse(
+    "a Receler adapter",
+    "it is a module of its own with a nonlinearity and cannot be merged into weights; there is no "
+    "way to lay it",
 )
 _embedding = _refuse(
     "a token embedding", "embeddings are negatives: pass it with --negative-embedding"
@@ -203,29 +224,34 @@ LAYOUTS = (
     Layout("pipeline folder", _is_pipeline, _open_pipeline),
     Layout("UNet folder", _folder_is("UNet2DConditionModel"), _open_unet_folder),
     Layout(
-        "text encoder folder", _folder_is("CLIPTextModel", "CLIPTextModelWithProjection"), _encoder
+        "text encoder folder",
+        _folder_is("CLIPTextModel", "CLIPTextModelWithProjection"),
+        open_encoder_folder,
     ),
+    Layout("LoRA folder", is_lora_folder, open_lora_folder),
     Layout("key 'state_dict'", _holds_dict("state_dict"), _open_state_dict),
     Layout(
         "kohya LoRA",
         _starts("lora_unet_", "lora_te"),
-        _lora,
+        open_lora,
         "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q.lora_down.weight",
     ),
     Layout(
         "diffusers or PEFT LoRA",
         _contains(*LORA_PARTS),
-        _lora,
+        open_lora,
         "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.lora.down.weight",
     ),
     Layout(
         "CompVis checkpoint",
-        _contains("diffusion_model."),
-        _compvis,
+        is_compvis,
+        open_compvis,
         "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight",
     ),
     Layout("key 'unet'", _holds_dict("unet"), _open_unet_key),
+    Layout("key 'text_encoder'", _holds_dict("text_encoder"), open_encoder_key),
     Layout("alt-ESD nesting", _is_nested, _flatten),
+    Layout("Receler adapter", _is_receler, _receler),
     Layout(
         PLAIN,
         _starts(*UNET_MODULES),
@@ -235,7 +261,7 @@ LAYOUTS = (
     Layout(
         "text encoder",
         _starts(*TEXT_MODULES),
-        _encoder,
+        open_encoder,
         "text_model.encoder.layers.0.self_attn.q_proj.weight",
     ),
     Layout("token embedding", _is_embedding, _embedding, "emb_params"),

@@ -1,0 +1,199 @@
+"""CompVis names (`model.diffusion_model.input_blocks.1.1...`) of a diffusers model's tensors.
+
+Each name is derived alone, from the configuration, so that a file with a few tensors is read as
+surely as a whole one. diffusers' own converter walks whole blocks, and drops what lies in
+blocks that are not complete.
+"""
+
+import re
+from dataclasses import replace
+
+UNET = "model.diffusion_model."
+ENCODER = "cond_stage_model.transformer."
+VAE = "first_stage_model."
+ENCODERS = {
+    ENCODER: "text_encoder",
+    "conditioner.embedders.0.transformer.": "text_encoder",
+}
+OPEN_CLIP = ("cond_stage_model.model.", "conditioner.embedders.1.model.")
+BARE = ("input_blocks.", "middle_block.", "output_blocks.")
+
+RESNET = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+ENDS = {
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "class_embedding.linear_1": "label_emb.0.0",
+    "class_embedding.linear_2": "label_emb.0.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
+    "conv_in": "input_blocks.0.0",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
+}
+
+
+def is_compvis(source):
+    """Return whether the keys are those of a CompVis checkpoint's UNet."""
+    return any("diffusion_model." in key or key.startswith(BARE) for key in source.entries)
+
+
+def open_compvis(source):
+    """Keep the UNet and the CLIP text encoder of a checkpoint; drop VAE, EMA and schedules."""
+    unet, encoders = {}, dict(source.encoders)
+    for key, tensor in source.entries.items():
+        if "diffusion_model." in key or key.startswith(
+            (*BARE, "time_embed.", "out.", "label_emb.")
+        ):
+            unet[key] = tensor
+        for prefix, folder in ENCODERS.items():
+            if key.startswith(prefix):
+                encoders.setdefault(folder, {})[key.removeprefix(prefix)] = tensor
+    notes = source.notes
+    if any(key.startswith(OPEN_CLIP) for key in source.entries):
+        notes = (*notes, "its OpenCLIP text encoder was not looked at, only the UNet is used")
+    return replace(source, entries=unet, encoders=encoders, rename=_rename, done=True, notes=notes)
+
+
+def _rename(parts, source):
+    names = unet_names(parts.unet)
+    entries = {
+        names.get(key.rpartition("diffusion_model.")[2], key): tensor
+        for key, tensor in source.entries.items()
+    }
+    return replace(source, entries=entries)
+
+
+def unet_names(unet):
+    """Return {CompVis name without its prefix: name in the UNet's state dict}.
+
+    Args:
+        unet: A `UNet2DConditionModel`; its weights are not looked at.
+    """
+    places = unet_places(unet.config)
+    made = {}
+    for name in unet.state_dict():
+        place = next((p for p in _prefixes(name) if p in places), None)
+        if place is None:
+            continue
+        tail = name[len(place) + 1 :]
+        if ".resnets." in place:
+            layer, _, leaf = tail.rpartition(".")
+            tail = f"{RESNET.get(layer, layer)}.{leaf}"
+        made[f"{places[place]}.{tail}"] = name
+    return made
+
+
+def _prefixes(name):
+    """Return the module paths that a tensor lies in, innermost first."""
+    parts = name.split(".")
+    return [".".join(parts[:n]) for n in range(len(parts) - 1, 0, -1)]
+
+
+def unet_places(config):
+    """Return {path of a diffusers module: its CompVis path} for a UNet's configuration.
+
+    CompVis numbers blocks from the input on: one for each resnet (0) with its attention (1),
+    one for each downsampler; likewise upwards, where an upsampler joins the last block.
+    """
+    places = dict(ENDS)
+    blocks, depths = len(config["down_block_types"]), config["layers_per_block"]
+    depths = [depths] * blocks if isinstance(depths, int) else list(depths)
+    at = 1
+    for block, (kind, depth) in enumerate(zip(config["down_block_types"], depths, strict=True)):
+        for layer in range(depth):
+            places[f"down_blocks.{block}.resnets.{layer}"] = f"input_blocks.{at}.0"
+            if "Attn" in kind:
+                places[f"down_blocks.{block}.attentions.{layer}"] = f"input_blocks.{at}.1"
+            at += 1
+        if block < blocks - 1:
+            places[f"down_blocks.{block}.downsamplers.0.conv"] = f"input_blocks.{at}.0.op"
+            at += 1
+    places |= {
+        "mid_block.resnets.0": "middle_block.0",
+        "mid_block.attentions.0": "middle_block.1",
+        "mid_block.resnets.1": "middle_block.2",
+    }
+    at = 0
+    for block, (kind, depth) in enumerate(
+        zip(config["up_block_types"], reversed(depths), strict=True)
+    ):
+        for layer in range(depth + 1):
+            places[f"up_blocks.{block}.resnets.{layer}"] = f"output_blocks.{at}.0"
+            if "Attn" in kind:
+                places[f"up_blocks.{block}.attentions.{layer}"] = f"output_blocks.{at}.1"
+            at += 1
+        if block < blocks - 1:
+            slot = 2 if "Attn" in kind else 1
+            places[f"up_blocks.{block}.upsamplers.0.conv"] = f"output_blocks.{at - 1}.{slot}.conv"
+    return places
+
+
+def vae_names(vae):
+    """Return {CompVis name without its prefix: name in the state dict of an `AutoencoderKL`}.
+
+    Upwards CompVis counts blocks from the output. Its attention is made of 1 x 1 convolutions,
+    so those weights are [C, C, 1, 1] there and [C, C] in diffusers.
+    """
+    last = len(vae.config.block_out_channels) - 1
+    rules = (
+        (
+            r"(encoder|decoder)\.mid_block\.resnets\.(\d)",
+            lambda m: f"{m[1]}.mid.block_{int(m[2]) + 1}",
+        ),
+        (r"(encoder|decoder)\.mid_block\.attentions\.0", r"\1.mid.attn_1"),
+        (r"encoder\.down_blocks\.(\d+)\.resnets\.(\d+)", r"encoder.down.\1.block.\2"),
+        (r"encoder\.down_blocks\.(\d+)\.downsamplers\.0", r"encoder.down.\1.downsample"),
+        (
+            r"decoder\.up_blocks\.(\d+)\.resnets\.(\d+)",
+            lambda m: f"decoder.up.{last - int(m[1])}.block.{m[2]}",
+        ),
+        (
+            r"decoder\.up_blocks\.(\d+)\.upsamplers\.0",
+            lambda m: f"decoder.up.{last - int(m[1])}.upsample",
+        ),
+        (r"\.conv_norm_out\.", ".norm_out."),
+        (r"\.conv_shortcut\.", ".nin_shortcut."),
+        (r"\.attn_1\.group_norm\.", ".attn_1.norm."),
+        (r"\.attn_1\.to_(q|k|v)\.", r".attn_1.\1."),
+        (r"\.attn_1\.to_out\.0\.", ".attn_1.proj_out."),
+    )
+    made = {}
+    for name in vae.state_dict():
+        old = name
+        for pattern, new in rules:
+            old = re.sub(pattern, new, old)
+        made[old] = name
+    return made
+
+
+def single_file(parts):
+    """Return the tensors of a pipeline under CompVis names, as UIs load them.
+
+    Args:
+        parts: A base with one CLIP text encoder (SD 1.x); of others only UNet and VAE are given.
+
+    Returns:
+        {name: tensor}, in the dtypes of the parts.
+    """
+    state = parts.unet.state_dict()
+    made = {UNET + old: state[new] for old, new in unet_names(parts.unet).items()}
+    state = parts.vae.state_dict()
+    for old, new in vae_names(parts.vae).items():
+        kernel = ".attn_1." in old and state[new].dim() == 2
+        made[VAE + old] = state[new][:, :, None, None] if kernel else state[new]
+    if has_plain_clip(parts):
+        for name, tensor in parts.text_encoders[0].state_dict().items():
+            made[f"{ENCODER}text_model.{name.removeprefix('text_model.')}"] = tensor
+    return made
+
+
+def has_plain_clip(parts):
+    """Return whether the one text encoder is OpenAI's kind, which CompVis files hold unchanged."""
+    return len(parts.text_encoders) == 1 and parts.family not in ("sd2", "sdxl")

@@ -1,0 +1,43 @@
+"""Files that hold an unlearned text encoder and leave the UNet alone, as AdvUnlearn's do."""
+
+import re
+from dataclasses import replace
+
+from ine.models.sources import folder_state
+
+PREFIX = re.compile(r"(cond_stage_model\.transformer\.|module\.)*(text_encoder\.)?")
+ALIASES = ("embedding.", "encoder.", "final_layer_norm.")
+"""Second names that a wrapper module gives to parts of the encoder that it also holds whole."""
+
+
+def open_encoder(source):
+    """Return the source with its entries as those of a text encoder, aliases stripped."""
+    named = {key: PREFIX.match(key).end() for key in source.entries}
+    whole = any(key[at:].startswith("text_model.") and at for key, at in named.items())
+    state = {
+        key[at:]: source.entries[key]
+        for key, at in named.items()
+        if not (whole and not at and key.startswith(ALIASES))
+    }
+    return replace(source, entries={}, encoders={_which(state): state}, done=True)
+
+
+def open_encoder_folder(source):
+    """Read a folder that `CLIPTextModel.save_pretrained` wrote."""
+    return open_encoder(replace(source, folder=None, entries=folder_state(source.folder)))
+
+
+def open_encoder_key(source):
+    """Take the text encoder out of {"text_encoder": state dict}."""
+    state = {str(k): v for k, v in source.entries["text_encoder"].items()}
+    return open_encoder(replace(source, entries=state))
+
+
+def _which(state):
+    """Return the encoder's folder: 1280 wide is the second one of SDXL."""
+    norms = [v for k, v in state.items() if k.endswith("final_layer_norm.weight")]
+    return (
+        "text_encoder_2"
+        if [getattr(v, "shape", ()) for v in norms] == [(1280,)]
+        else "text_encoder"
+    )

@@ -1,0 +1,86 @@
+"""What `--unet` names: one file, or several with weights, laid in order.
+
+No torch here: the command line parses its options with this.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from ine.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One file or folder of unlearned weights and how strongly it is laid."""
+
+    path: Path
+    weight: float | None = None
+    """Factor on the difference from the base; None lays the file as it is."""
+
+    def __str__(self):
+        return str(self.path) if self.weight is None else f"{self.path}:{self.weight:g}"
+
+    @property
+    def name(self):
+        """The last part of the path, with the weight."""
+        return self.path.name if self.weight is None else f"{self.path.name}:{self.weight:g}"
+
+
+@dataclass(frozen=True)
+class WeightStack:
+    """Several files of unlearned weights, laid in this order."""
+
+    layers: tuple[Layer, ...]
+
+    def __str__(self):
+        """As it is typed after `--unet`."""
+        return " --unet ".join(str(layer) for layer in self.layers)
+
+    @property
+    def name(self):
+        """The names of the files, joined."""
+        return " + ".join(layer.name for layer in self.layers)
+
+
+def parse_layer(text):
+    """Return the `Layer` of "FILE" or "FILE:WEIGHT"; a path that exists is never split.
+
+    Raises:
+        CheckpointError: What follows an existing file's name is not a finite number.
+    """
+    path = Path(text)
+    if path.expanduser().exists():
+        return Layer(path)
+    name, colon, tail = str(text).rpartition(":")
+    if not colon or not name:
+        return Layer(path)
+    try:
+        weight = float(tail)
+    except ValueError:
+        weight = math.nan
+    if math.isfinite(weight):
+        return Layer(Path(name), weight)
+    if Path(name).expanduser().exists():
+        raise CheckpointError(
+            f"{text}: {tail!r} is not a weight; give a number, such as {name}:0.5, or the file "
+            "alone"
+        )
+    return Layer(path)
+
+
+def as_unet(layers):
+    """Return what commands pass on: None, the one path without a weight, or a `WeightStack`."""
+    layers = tuple(layers)
+    if not layers:
+        return None
+    if len(layers) == 1 and layers[0].weight is None:
+        return layers[0].path
+    return WeightStack(layers)
+
+
+def layers_of(unet):
+    """Return the layers of a path, a `Layer` or a `WeightStack`."""
+    if isinstance(unet, WeightStack):
+        return unet.layers
+    return (unet,) if isinstance(unet, Layer) else (Layer(Path(unet)),)
