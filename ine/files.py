@@ -53,6 +53,17 @@ def _output_error(path, error):
     return OutputError(f"{path}: cannot be written ({what}); choose another --out or free space")
 
 
+def is_lfs_pointer(start):
+    """Return whether a file that begins with these bytes stands for one that git-lfs has."""
+    return start.startswith(b"version https://git-lfs")
+
+
+def is_web_page(start):
+    """Return whether a file that begins with these bytes is HTML, what a failed download leaves."""
+    text = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    return text.startswith((b"<!doctype", b"<html", b"<?xml"))
+
+
 def write_bytes(path, data):
     """Write bytes atomically."""
     with atomic_path(path) as part:

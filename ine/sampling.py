@@ -123,9 +123,15 @@ def sample_latents(parts, prompts, seeds, guidance=None, settings=None, on_step=
         return latents, notes, asked
     rows = list(range(len(prompts)))
     latents, notes, asked = None, [{"attempts": []} for _ in rows], [0] * len(rows)
-    for number, attempt in enumerate(attempts):
+    for attempt in attempts:
         found, told, calls, again = _denoise(
-            parts, [prompts[i] for i in rows], [seeds[i] for i in rows], attempt, settings, on_step
+            parts,
+            [prompts[i] for i in rows],
+            [seeds[i] for i in rows],
+            attempt,
+            settings,
+            on_step,
+            finish=attempt is attempts[-1],
         )
         if latents is None:
             latents = found
@@ -135,7 +141,7 @@ def sample_latents(parts, prompts, seeds, guidance=None, settings=None, on_step=
             notes[i]["attempts"].append(told[place])
             asked[i] += calls[place]
         rows = [rows[place] for place in again]
-        if not rows or number + 1 == len(attempts):
+        if not rows:
             break
     for i, note in enumerate(notes):
         # What is still recognised after the last attempt is for the operator to know.
@@ -143,10 +149,10 @@ def sample_latents(parts, prompts, seeds, guidance=None, settings=None, on_step=
     return latents, notes, asked
 
 
-def _denoise(parts, prompts, seeds, guidance, settings, on_step):
+def _denoise(parts, prompts, seeds, guidance, settings, on_step, finish=False):
     """Return (latents, notes, U-Net calls, pictures to be begun anew) of one run of the loop.
 
-    Once all pictures are to be begun anew the run is left: nothing of it is kept.
+    Once all pictures are to be begun anew the run is left, unless `finish`: nothing of it is kept.
     """
     device, dtype = parts.device, parts.dtype
     scheduler = make_scheduler(settings.scheduler, parts.scheduler_config, settings.steps, device)
@@ -189,7 +195,7 @@ def _denoise(parts, prompts, seeds, guidance, settings, on_step):
             output = session.predict(step, ask)
             latents = scheduler.step(output, t, latents, return_dict=False)[0]
             again = getattr(session, "again", ())
-            if len(again) == len(prompts) and not getattr(session, "last", False):
+            if len(again) == len(prompts) and not finish:
                 break
         notes = session.notes()
     return latents, notes, asked, again

@@ -30,6 +30,7 @@ from ine.errors import EmbeddingError, RecipeError
 from ine.guidance.cfg import ClassifierFree
 from ine.guidance.negative import Negative
 from ine.guidance.protocol import Step
+from ine.inversion.objective import noised
 from ine.recipe import pairs
 from ine.runtime import generator_for, seed_for
 from ine.sampling import SamplerSettings, make_scheduler, run_unet, sample_latents
@@ -366,7 +367,7 @@ def _noised(base, parts, latents, seed):
         half = (len(latents) // 2, *latents.shape[1:])
         eps = torch.randn(half, generator=generator_for(seed, "verify", "noise", index))
         eps = eps.repeat(2, 1, 1, 1).to(latents.device)
-        x_t = alpha_bar.sqrt() * latents.float() + (1 - alpha_bar).sqrt() * eps
+        x_t = noised(latents.float(), eps, alpha_bar)
         steps.append(
             Step(
                 index=index,

@@ -233,26 +233,20 @@ def _tell(found, out, as_json):
 def _recipe(concept, embeddings, needed):
     """Return the recipe of `--concept`, else that of the first embedding that names one."""
     from ine.errors import PromptError
-    from ine.recipe import list_recipes, load_recipe
 
-    if concept:
-        return load_recipe(concept)
-    known = [e.concept for e in embeddings if e.concept in list_recipes()]
-    if known:
-        return load_recipe(known[0])
-    if needed:
+    found = choose.recipe_of(concept, embeddings)
+    if found is None and needed:
         raise PromptError(
             "no benign prompts: the embedding names no shipped recipe; give --prompts FILE or "
             "--concept NAME"
         )
-    return None
+    return found
 
 
 def _benign(file, recipe, count, seed, wide=False):
     """Return (prompts, seeds) of the benign pictures; `wide` adds what erasers shall preserve."""
     from ine.errors import RecipeError
-    from ine.inversion.examples import benign_templates
-    from ine.recipe import pairs
+    from ine.inversion.examples import benign_templates, filled
 
     if file:
         return _spread(choose.read_prompts((), file), count, seed, "benign")
@@ -261,8 +255,7 @@ def _benign(file, recipe, count, seed, wide=False):
         raise RecipeError(
             f"recipe {recipe.name}: has no prompt_sets.benign; add it, or give --prompts FILE"
         )
-    filled = [recipe.fill(t, n) for t, n in pairs(templates, recipe.prompt_nouns)]
-    return _spread(list(dict.fromkeys(filled)), count, seed, "benign")
+    return _spread(filled(recipe, templates, recipe.prompt_nouns), count, seed, "benign")
 
 
 def _implying(recipe, count, seed):

@@ -39,6 +39,18 @@ def base_name(model=None, embeddings=(), recipe=None, unet=None):
     )
 
 
+def recipe_of(concept, embeddings):
+    """Return the recipe of `--concept`, else of the first embedding that names a shipped one.
+
+    None where there is neither.
+    """
+    from ine.recipe import list_recipes, load_recipe
+
+    known = [e.concept for e in embeddings if e.concept in list_recipes()]
+    names = [concept] if concept else known
+    return load_recipe(names[0]) if names else None
+
+
 def check_unet(unet):
     """Raise `CheckpointError` if the file of `--unet`, where given, is no weights file at all."""
     from ine.models.checkpoints import weights_metadata

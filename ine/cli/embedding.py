@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from ine.cli import options
+from ine.cli.printing import printable
 from ine.cli.verify import verify
 
 WARNING = (
@@ -146,12 +147,7 @@ def as_lines(facts):
         " ".join(f"{norm:.3f}" for norm in norms) for norms in facts["norms"]
     )
     rows["written by"] = f"ine {facts['metadata'].get('ine.version', 'not stated')}"
-    return [f"{name:<12}{_printable(value)}" for name, value in rows.items()] + ["", WARNING]
-
-
-def _printable(text):
-    """Replace control characters: a foreign file's header must not drive the terminal."""
-    return "".join(c if c.isprintable() else "?" for c in text)
+    return [f"{name:<12}{printable(value)}" for name, value in rows.items()] + ["", WARNING]
 
 
 embedding.add_command(verify)

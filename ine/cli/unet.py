@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from ine.cli import choose, options
+from ine.cli.printing import printable
 from ine.models.stack import as_unet
 
 log = logging.getLogger("ine")
@@ -123,8 +124,8 @@ def as_lines(facts):
         "dtype": ", ".join(f"{n} x {name}" for name, n in facts["dtypes"].items()),
         "size": f"{facts['parameters']:,} parameters",
     }
-    lines = [f"{name:<10}{_printable(value)}" for name, value in rows.items() if value]
-    lines += [f"{'metadata':<10}{_printable(f'{k}: {v}')}" for k, v in facts["metadata"].items()]
+    lines = [f"{name:<10}{printable(value)}" for name, value in rows.items() if value]
+    lines += [f"{'metadata':<10}{printable(f'{k}: {v}')}" for k, v in facts["metadata"].items()]
     for title, sizes in facts["change"].items():
         lines += ["", f"change by {title}, |new - base| / |base|", *bars(sizes)]
     return lines
@@ -158,11 +159,6 @@ def bars(sizes):
 def _length(share):
     """Return a bar's length; what is not zero shows."""
     return max(round(share * BAR), 1) if share > 0 else 0
-
-
-def _printable(text):
-    """Replace control characters: a foreign file's header must not drive the terminal."""
-    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 @unet.command()

@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from ine.cli import choose, options
+from ine.cli.printing import printable
 from ine.cli.progress import bar
 
 
@@ -105,12 +106,10 @@ def recipe_of(embedding, name=None):
         RecipeError: There is none.
     """
     from ine.errors import RecipeError
-    from ine.recipe import list_recipes, load_recipe
 
-    if name:
-        return load_recipe(name)
-    if embedding.concept in list_recipes():
-        return load_recipe(embedding.concept)
+    found = choose.recipe_of(name, (embedding,))
+    if found:
+        return found
     raise RecipeError(
         f"embedding {embedding.trigger!r}: no recipe says what {embedding.concept!r} stands for; "
         "give --concept RECIPE, or --words TEXT such as --words 'blurry, bad anatomy'"
@@ -146,4 +145,4 @@ def as_lines(result, parts):
                 f"{name:<12}recalls {sum(recalls) / len(rows):+.3f}{most}, "
                 f"moves {sum(moves) / len(rows):.2f} of the word"
             )
-    return ["".join(c if c.isprintable() else "?" for c in line) for line in lines]
+    return [printable(line) for line in lines]

@@ -6,7 +6,6 @@ that failed leaves a web page under the right name.
 
 import pickle
 import re
-import warnings
 import zipfile
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -16,15 +15,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ine.errors import EmbeddingError
-from ine.files import JSON_LIMIT
+from ine.files import JSON_LIMIT, is_lfs_pointer, is_web_page
 from ine.formats.pictures import is_picture, read_picture_data
-from ine.models.torch_files import check_torch_file
+from ine.models.torch_files import load_torch_file
 
 KEPT = ("step", "sd_checkpoint", "sd_checkpoint_name")
 """What an A1111 dictionary says beside vectors and name."""
-
-HEADER_LIMIT = JSON_LIMIT
-"""Largest header of a safetensors file in bytes; the format's own limit."""
 
 UNPACKED_LIMIT = 64 * 2**20
 """Bytes that a zip may unpack to beyond twice its own size; torch does not compress at all."""
@@ -69,18 +65,17 @@ def _kind(path):
         raise EmbeddingError(f"{path}: cannot be read ({error.strerror})") from error
     if not head:
         raise EmbeddingError(f"{path}: is empty; download or copy it again")
-    if head.startswith(b"version https://git-lfs"):
+    if is_lfs_pointer(head):
         raise EmbeddingError(
             f"{path}: is a git-lfs pointer, not the file itself; run `git lfs pull` in its folder"
         )
-    text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
+    if is_web_page(head):
         raise EmbeddingError(
             f"{path}: is a web page, not an embedding; the download went wrong, get the file "
             "itself (on a hub, the link 'download', not the page)"
         )
     length = int.from_bytes(head[:8], "little")
-    if head[8:9] == b"{" and length <= HEADER_LIMIT:
+    if head[8:9] == b"{" and length <= JSON_LIMIT:
         if size < 8 + length:
             raise cut_short(path, f"its header says {length} bytes, {size - 8} are there")
         return "safetensors"
@@ -137,12 +132,8 @@ def _open_zip(path):
 
 def _open_pickle(path):
     try:
-        with warnings.catch_warnings(), path.open("rb") as file, _known(ParameterDict):
-            # About pickle protocols and old storages; what cannot be read raises.
-            warnings.simplefilter("ignore")
-            check_torch_file(path)
-            # The open file, since torch goes by the extension when it is given a path.
-            tree = torch.load(file, map_location="cpu", weights_only=True)
+        with _known(ParameterDict):
+            tree = load_torch_file(path)
     except pickle.UnpicklingError as error:
         raise _has_code(path, str(error)) from error
     except Exception as error:

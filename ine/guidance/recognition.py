@@ -168,12 +168,11 @@ class _RecognitionSession:
 
     def open(self, step, ask, plain):
         gate = self.gate
-        if gate.window.holds(step):
-            for query, probe in zip(gate.queries, gate.probes, strict=True):
-                if step.index in query_steps((query,), step.count):
-                    self._look(step, ask, probe)
         if not gate.window.holds(step):
             return ()
+        for query, probe in zip(gate.queries, gate.probes, strict=True):
+            if step.index in query_steps((query,), step.count):
+                self._look(step, ask, probe)
         return tuple(i for i, one in enumerate(self.opened) if one)
 
     def _look(self, step, ask, probe):

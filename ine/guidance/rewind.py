@@ -47,11 +47,7 @@ class Rewind:
         steered = [strengthened(self.guidance, factor) for factor in self.ladder]
         if all(one == self.guidance for one in steered):
             steered = steered[:1]
-        runs = [None, *steered]
-        return tuple(
-            _Watched(guidance, self.gate, self.negative, last=number == len(steered))
-            for number, guidance in enumerate(runs)
-        )
+        return tuple(_Watched(method, self.gate, self.negative) for method in (None, *steered))
 
     @contextmanager
     def begin(self, prompts):
@@ -87,8 +83,6 @@ class _Watched:
 
     gate: Gate
     negative: object
-    last: bool
-    """Whether this is the last attempt, which is finished whatever the gate says."""
 
     @contextmanager
     def begin(self, prompts):
@@ -100,7 +94,6 @@ class _Watched:
                 empty=prompts.empty(),
                 positive=prompts.positive(),
                 scale=prompts.scale,
-                last=self.last,
             )
 
 
@@ -111,16 +104,16 @@ class _WatchedSession:
     empty: object
     positive: object
     scale: float
-    last: bool
 
     def predict(self, step, ask, pictures=None):
         ask = remembering(ask, len(self.positive))
         plain = _Plain(ask, self.empty, self.positive)
-        output = None
         if self.inner is None:
-            output = classifier_free(plain["empty"], plain["positive"], self.scale)
+            plain.ask()  # first, as the call of the undefended model
         self.watch.open(step, ask, plain)
-        return self.inner.predict(step, ask) if output is None else output
+        if self.inner is None:
+            return classifier_free(plain["empty"], plain["positive"], self.scale)
+        return self.inner.predict(step, ask)
 
     @property
     def again(self):
@@ -140,7 +133,10 @@ class _Plain(dict):
     def __init__(self, ask, empty, positive):
         self._ask, self._conditions = ask, (empty, positive)
 
-    def __missing__(self, key):
+    def ask(self):
         empty, positive = self._conditions
         self.update(self._ask([Wanted("empty", empty), Wanted("positive", positive)]))
+
+    def __missing__(self, key):
+        self.ask()
         return self[key]

@@ -1,20 +1,20 @@
 """Teaching a gate with the unlearned model's own pictures: with the vectors as prompt, and without.
 
 What an unlearned model draws when something reaches the concept is not what the base draws, and
-the vectors are such a something: on the bundled model a probe taught by them misses a third of
-what one taught by the base's pictures misses. Only activations are kept, never a picture.
+the vectors are such a something: on the bundled model's tuning prompts, opening for one benign
+picture in twenty, a probe taught by them misses .04 (UCE) and .10 (ESD) of the pictures that
+burn, one taught by the base's pictures .10 and .26. Only activations are kept, never a picture.
 
 Shape letters: N pictures, F features of a probe.
 """
 
-import logging
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors import safe_open
+from safetensors.torch import save
 
 from ine.errors import PicturesError
 from ine.files import sha256_of, write_bytes
@@ -23,13 +23,12 @@ from ine.guidance.gates import query_steps
 from ine.guidance.negative import Negative
 from ine.guidance.recognition import features_of, fit_probe, listening
 from ine.inversion.concept import concept_requests
+from ine.inversion.objective import noised
 from ine.inversion.preview import WithVectors, choose
 from ine.recipe import pairs
 from ine.runtime import generator_for, seed_for
 from ine.sampling import alpha_bar_at, decode_latents, make_scheduler, run_unet, sample_latents
 from ine.text import encode
-
-log = logging.getLogger("ine")
 
 FEWEST = 32
 """Pictures of each kind without which a probe is not worth fitting."""
@@ -59,7 +58,7 @@ def noised_features(parts, latents, t, alpha_bar, generator, batch=32):
         batch: Rows per call.
     """
     noise = torch.randn(latents.shape, generator=generator)
-    noisy = (math.sqrt(alpha_bar) * latents + math.sqrt(1 - alpha_bar) * noise).split(batch)
+    noisy = noised(latents, noise, torch.tensor(alpha_bar)).split(batch)
     empty = encode(parts, [""])
     found = []
     with listening(parts.unet) as heard:
@@ -87,10 +86,15 @@ def benign_templates(recipe):
     return tuple(dict.fromkeys((*recipe.prompt_sets.get("benign", ()), *preserved)))
 
 
+def filled(recipe, templates, subjects):
+    """Return every different prompt of templates and subjects, subjects fastest."""
+    return list(dict.fromkeys(recipe.fill(t, s) for t, s in pairs(templates, subjects)))
+
+
 def benign_prompts(recipe, count, seed):
     """Return `count` benign prompts of a recipe, templates and subjects spread evenly."""
-    filled = [recipe.fill(t, n) for t, n in pairs(benign_templates(recipe), recipe.prompt_nouns)]
-    return choose(list(dict.fromkeys(filled)), count, seed, "examples", "absent")
+    texts = filled(recipe, benign_templates(recipe), recipe.prompt_nouns)
+    return choose(texts, count, seed, "examples", "absent")
 
 
 def showing_prompts(recipe, trigger, count, seed):
@@ -101,8 +105,8 @@ def showing_prompts(recipe, trigger, count, seed):
     """
     named = bool(recipe.inversion.named_templates)
     subjects = [f"{trigger} {n}" if named else trigger for n in (recipe.prompt_nouns or ("",))]
-    filled = [recipe.fill(t, s) for t, s in pairs(benign_templates(recipe), subjects)]
-    return choose(list(dict.fromkeys(filled)), count, seed, "examples", "shown")
+    texts = filled(recipe, benign_templates(recipe), subjects)
+    return choose(texts, count, seed, "examples", "shown")
 
 
 def make_examples(
@@ -167,14 +171,12 @@ def make_examples(
 
 
 def _read(path, key):
-    from safetensors import safe_open
-
     if not path.exists():
         return None
     with safe_open(path, "pt") as file:
         if (file.metadata() or {}).get("key") != key:
             return None
-    return load_file(path)
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
 def teach_probes(

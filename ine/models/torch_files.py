@@ -13,8 +13,11 @@ import os
 import pickle
 import pickletools
 import struct
+import warnings
 import zipfile
 from dataclasses import dataclass
+
+import torch
 
 STEP_LIMIT = 1_000_000
 """Instructions of one pickle; SDXL's full checkpoint has about 100,000."""
@@ -94,6 +97,27 @@ class _Object:
 
 class _Thing:
     """Stand-in for a tensor, or for what is made of plain values."""
+
+
+def load_torch_file(path, mapped=False):
+    """Return what `torch.save` was given, after `check_torch_file`; no code runs.
+
+    Args:
+        path: The file; torch goes by its extension where it is mapped.
+        mapped: Map tensors instead of reading them, which only the zip format allows.
+
+    Raises:
+        pickle.UnpicklingError: As there, or torch itself refuses it.
+        Exception: Damaged bytes raise nearly anything inside the unpickler.
+    """
+    check_torch_file(path)
+    with warnings.catch_warnings(), open(path, "rb") as file:
+        # torch warns of pickle protocols and old storages; whether it loads says enough.
+        warnings.simplefilter("ignore")
+        if mapped and file.read(2) == b"PK":
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        file.seek(0)
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def check_torch_file(path):

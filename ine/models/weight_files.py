@@ -7,17 +7,15 @@ download that failed leaves a web page under the right name.
 import json
 import pickle
 import re
-import warnings
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from ine.errors import CheckpointError
-from ine.files import JSON_LIMIT, atomic_path
-from ine.models.torch_files import check_torch_file
+from ine.files import JSON_LIMIT, atomic_path, is_lfs_pointer, is_web_page
+from ine.models.torch_files import load_torch_file
 
-LFS_POINTER = b"version https://git-lfs.github.com/spec"
 HEADER_LIMIT = JSON_LIMIT
 """Largest safetensors header in bytes: that of 80,000 tensors. The format allows ten times as
 much, which takes gigabytes to parse."""
@@ -114,12 +112,11 @@ def _kind(path):
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
     if not start:
         raise CheckpointError(f"{path}: is empty; download or copy it again")
-    if start.startswith(LFS_POINTER):
+    if is_lfs_pointer(start):
         raise CheckpointError(
             f"{path}: is a git-lfs pointer, not the weights; run `git lfs pull` in its repository"
         )
-    text = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
+    if is_web_page(start):
         raise CheckpointError(
             f"{path}: is a web page saved under this name, not weights; "
             "open the link in a browser, log in where it asks to, and download the file itself"
@@ -189,14 +186,7 @@ def _read_torch(path):
             "refused and not executed. If that is what you expected, rename it to .pt"
         )
     try:
-        check_torch_file(path)
-        with Path(path).open("rb") as file:
-            # Only the zip format can be mapped; it also keeps the pickle apart from the tensors.
-            mapped = file.read(2) == b"PK"
-        with warnings.catch_warnings():
-            # torch warns that a pickle protocol is unusual; whether it loads says enough.
-            warnings.simplefilter("ignore")
-            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        loaded = load_torch_file(path, mapped=True)
     except pickle.UnpicklingError as error:
         name = re.search(r"GLOBAL ([\w.]+)", str(error))
         what = f"code or classes ({name[1]})" if name else "more than plain tensors"
