@@ -20,19 +20,12 @@ from ine.errors import EmbeddingError
 from ine.files import check_free, check_suffix, sha256_of, write_bytes
 from ine.formats.layouts import PAIR, check_shape
 from ine.formats.reading import read_vectors
+from ine.models.families import family_of
 from ine.models.fingerprint import fingerprint, same_weights
-from ine.models.parts import FAMILIES
 
 log = logging.getLogger("ine")
 
 TRIGGER = re.compile(r"[a-z][a-z0-9_-]*[a-z]")
-MODELSPEC = {
-    "mini": ("ine-mini", "64x64"),
-    "sd1": ("stable-diffusion-v1", "512x512"),
-    "sd2": ("stable-diffusion-v2-768-v", "768x768"),
-    "sdxl": ("stable-diffusion-xl-v1-base", "1024x1024"),
-}
-"""Family -> ModelSpec architecture and picture size."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,9 +60,14 @@ class ConceptEmbedding:
         return sha256_of(*(v.numpy().tobytes() for v in self.vectors))[:16]
 
     @property
+    def traits(self):
+        """Return the `Family` that the width tells."""
+        return family_of(self.width)
+
+    @property
     def family(self):
         """Return "mini", "sd1", "sd2", "sdxl", or "width-N", as `DiffusionParts.family`."""
-        return FAMILIES.get(self.width, f"width-{self.width}")
+        return self.traits.name
 
 
 def new_embedding(vectors, trigger, concept, metadata=None):
@@ -152,12 +150,9 @@ def write_embedding(embedding, path, force=False):
 
 def header_of(embedding):
     """Return the metadata to write: the embedding's own, and over it what follows from it."""
-    architecture, resolution = MODELSPEC.get(embedding.family, (None, None))
-    if embedding.family == "sd2" and embedding.metadata.get("modelspec.prediction_type") in (
-        "epsilon",
-        "eps",
-    ):
-        architecture, resolution = "stable-diffusion-v2-512", "512x512"
+    architecture, resolution = embedding.traits.modelspec(
+        embedding.metadata.get("modelspec.prediction_type")
+    )
     header = {
         "ine.version": __version__,
         "modelspec.title": f"{embedding.concept} (negative embedding)",

@@ -21,6 +21,10 @@ strength). For M plain guidance with the embedding, n + w (c - n), this is
 u + w (c - u) - (w - 1) (n - eps_0): the user's plain pair, and ours beside it. With no negative
 of the user's, u = eps_0 and w = w_0, it is M itself: what `negative_prompt_embeds` would do.
 
+Without guidance (w <= 1: models of few steps) the pipeline asks about conditional rows alone and
+takes the answer as it is, which is then eps* = M(eps_0, c, n; 1). Methods whose negative stands in
+a term of weight w - 1 refuse such a run.
+
 UNet rows per picture and step: those of the method, two with "cfg"; behind a gate two more
 than the method adds to plain guidance; with a negative of the user's own, two more.
 
@@ -50,7 +54,7 @@ from ine.guidance.safree import Safree
 from ine.guidance.table import METHODS, build_guidance, find_method
 from ine.models.parts import DiffusionParts
 from ine.sampling import alpha_bar_at
-from ine.text import Condition
+from ine.text import Condition, silenced
 
 log = logging.getLogger("ine")
 
@@ -64,8 +68,11 @@ KNOWN = (
     "StableDiffusionXLPipeline",
     "StableDiffusionXLImg2ImgPipeline",
     "StableDiffusionXLInpaintPipeline",
+    "LatentConsistencyModelPipeline",
+    "LatentConsistencyModelImg2ImgPipeline",
 )
-"""Pipelines that batch [unconditional B; conditional B] and loop under their progress bar."""
+"""Pipelines that batch [unconditional B; conditional B], or the conditional B alone where there is
+no guidance, and loop under their progress bar."""
 
 ARGUMENTS = tuple(inspect.signature(UNet2DConditionModel.forward).parameters)[1:]
 """Names of what a U-Net's forward takes, in order."""
@@ -123,6 +130,7 @@ def parts_of(pipe):
         unet=pipe.unet,
         vae=pipe.vae,
         scheduler_config=dict(pipe.scheduler.config),
+        zeros_for_nothing=bool(pipe.config.get("force_zeros_for_empty_prompt")),
     )
 
 
@@ -141,9 +149,7 @@ def encode_negative(pipe, embeddings):
     negative = Negative("", given)
     _check_negative(parts, negative)
     prompts = _PipelinePrompts(parts=parts, texts=(), scale=1.0)
-    empty = prompts.encode([""])
-    blank = bool(pipe.config.get("force_zeros_for_empty_prompt"))
-    return negative.condition(prompts), _zeros_like(empty) if blank else empty
+    return negative.condition(prompts), prompts.nothing()
 
 
 def _check_negative(parts, negative):
@@ -154,14 +160,6 @@ def _check_negative(parts, negative):
 
 def _none_given():
     return IneError("no embedding is given to steer away from; give embeddings=FILE, or several")
-
-
-def _zeros_like(condition):
-    pooled = condition.pooled
-    return Condition(
-        states=torch.zeros_like(condition.states),
-        pooled=None if pooled is None else torch.zeros_like(pooled),
-    )
 
 
 def _check_pipeline(pipe):
@@ -343,12 +341,6 @@ class Protection:
             raise IneError(
                 "the pipeline's U-Net was replaced after protect; call .remove(), then protect"
             )
-        scale = self._pipe.guidance_scale
-        if not self._pipe.do_classifier_free_guidance:
-            raise IneError(
-                f"guidance_scale is {scale}: the pipeline then makes no unconditional prediction "
-                "and there is nothing to defend it with; use one above 1, or .remove() first"
-            )
         self._run = run = _Run(self._pipe, self._parts, self._method, self._gate)
         try:
             with self._loop(*args, **kwargs) as bar, run.stack:
@@ -368,7 +360,7 @@ class Protection:
             )
         given = {**dict(zip(ARGUMENTS, args, strict=False)), **kwargs}
         whole = given.pop("return_dict", True)
-        output = self._run.predict(_Call(self._forward, given))
+        output = self._run.predict(self._forward, given)
         self._seen = True
         return UNet2DConditionOutput(sample=output) if whole else (output,)
 
@@ -384,11 +376,14 @@ class Protection:
 
 @dataclass(frozen=True)
 class _Call:
-    """What the pipeline asks of its U-Net: 2B rows, the unconditional ones first."""
+    """What the pipeline asks of its U-Net: 2B rows, the unconditional ones first; or B rows."""
 
     forward: object
     given: dict
     """Arguments by name, without `return_dict`."""
+
+    halves: int = 2
+    """2, or 1 without guidance."""
 
     @property
     def sample(self):
@@ -400,16 +395,21 @@ class _Call:
 
     @property
     def count(self):
-        return len(self.sample) // 2
+        return len(self.sample) // self.halves
+
+    def row(self, half, picture):
+        """Return the number of a row; `half` is 0 unconditional, 1 conditional."""
+        return half * self.count + picture if self.halves == 2 else picture
 
     def condition(self, half):
         """Return the condition of one half, 0 unconditional, 1 conditional; B rows."""
-        rows = slice(half * self.count, (half + 1) * self.count)
+        first = self.row(half, 0)
+        rows = slice(first, first + self.count)
         pooled = (self.given.get("added_cond_kwargs") or {}).get("text_embeds")
         return Condition(states=self.states[rows], pooled=None if pooled is None else pooled[rows])
 
-    def pair(self):
-        """Return the outputs that the pipeline would have got, (2B, C, H, W)."""
+    def own(self):
+        """Return the outputs that the pipeline would have got, (2B or B, C, H, W)."""
         return self.forward(**self.given, return_dict=False)[0]
 
     def ask(self, rows, conditions):
@@ -419,7 +419,7 @@ class _Call:
         inpainting U-Net's mask, IP-Adapter and SDXL's size numbers.
 
         Args:
-            rows: K row numbers, in [0, 2B).
+            rows: K row numbers of the call.
             conditions: Conditions of K rows in all.
         """
         given = pick_rows(self.given, rows, len(self.sample))
@@ -475,6 +475,11 @@ class _PipelinePrompts(Prompts):
                 stack.enter_context(align_module_device(encoder.get_input_embeddings()))
             return super().encode(texts, vectors)
 
+    def nothing(self):
+        """Return what the pipeline passes for no negative, one row."""
+        empty = self.encode([""])
+        return silenced(empty) if self.parts.zeros_for_nothing else empty
+
     def positive(self):
         """Return what the pipeline passed for the prompts, B rows."""
         return self.own_positive
@@ -489,6 +494,7 @@ class _Run:
 
     def __init__(self, pipe, parts, method, gate):
         self.pipe, self.parts, self.method, self.gating = pipe, parts, method, gate
+        self.guided = bool(pipe.do_classifier_free_guidance)
         self.stack = ExitStack()
         self.session = self.gate = None
         self.index = 0
@@ -513,31 +519,38 @@ class _Run:
             scale=scale,
             own_positive=call.condition(1),
         )
-        nothing = self._nothing(prompts, call)
-        self.own_negative = not _same(call.condition(0), nothing)
-        self.empty = nothing.repeat(call.count) if self.own_negative else call.condition(0)
+        self._find_empty(prompts, call)
         prompts = replace(prompts, own_empty=self.empty)
         self.session = self.stack.enter_context(self.method.begin(prompts))
         if self.gating is not None:
             self.gate = self.gating.begin(prompts, self.method.negative.candidates())
 
-    def _nothing(self, prompts, call):
-        """Return what the pipeline itself passes when the user gives no negative, one row."""
-        nothing = prompts.encode([""])
+    def _find_empty(self, prompts, call):
+        """Tell no negative from one of the user's own."""
+        nothing = prompts.nothing()
+        self.own_negative = False
+        if not self.guided:
+            self.empty = nothing.repeat(call.count)
+            return
         own = call.condition(0)
-        # SDXL writes zeros for no negative, and encodes the empty text where one is given.
-        blank = bool(self.pipe.config.get("force_zeros_for_empty_prompt"))
-        if not blank or (own.states.any() and _same(own, nothing)):
-            return nothing
-        return _zeros_like(nothing)
+        if prompts.parts.zeros_for_nothing and own.states.any():
+            # SDXL writes zeros for no negative, and encodes the empty text where one is given.
+            empty = prompts.encode([""])
+            nothing = empty if _same(own, empty) else nothing
+        self.own_negative = not _same(own, nothing)
+        self.empty = nothing.repeat(call.count) if self.own_negative else own
 
-    def predict(self, call):
-        """Return the pair that makes the pipeline's guidance the method's, (2B, C, H, W)."""
-        scale = float(self.pipe.guidance_scale)
-        if not self.pipe.do_classifier_free_guidance or len(call.sample) != 2 * call.count:
+    def predict(self, forward, given):
+        """Return what makes the pipeline's prediction the method's, (2B or B, C, H, W)."""
+        call = _Call(forward, given, 2 if self.guided else 1)
+        scale = float(self.pipe.guidance_scale) if self.guided else 1.0
+        if bool(self.pipe.do_classifier_free_guidance) != self.guided or (
+            len(call.sample) != call.halves * call.count
+        ):
             raise IneError(
-                f"at step {self.index} guidance_scale is {scale} and the batch is not doubled: "
-                "without the unconditional prediction the rest would be undefended; keep it above 1"
+                f"at step {self.index} guidance_scale is {self.pipe.guidance_scale} and guidance "
+                f"is {'off' if self.guided else 'on'}, which it was not when the run began: the "
+                "rest would be undefended; keep it on one side of 1"
             )
         if self.session is None:
             self.begin(call, scale)
@@ -547,13 +560,14 @@ class _Run:
             )
         step = self._step(call)
         self.index += 1
-        pair, known = None, {}
+        own, known = None, {}
         if self.gate is not None or self.own_negative:
             # The very call of the undefended pipeline: closed pictures keep it bit by bit.
-            pair = call.pair()
-            self.asked = [n + 2 for n in self.asked]
-            empty, positive = pair.chunk(2)
-            known = {"positive": positive} | ({} if self.own_negative else {"empty": empty})
+            own = call.own()
+            self.asked = [n + call.halves for n in self.asked]
+            known = {"positive": own.chunk(call.halves)[-1]}
+            if self.guided and not self.own_negative:
+                known["empty"] = own.chunk(2)[0]
         ask = remembering(lambda wanted: self._ask(call, known, wanted), call.count)
         if self.gate is None:
             opened = tuple(range(call.count))
@@ -561,22 +575,21 @@ class _Run:
             conditions = {"empty": self.empty, "positive": call.condition(1)}
             opened = tuple(self.gate.open(step, ask, _Plain(ask, conditions)))
         if not opened:
-            return pair
+            return own
         pictures = None if len(opened) == call.count else opened
-        guided = self.session.predict(step, ask, pictures)
+        guided = self.session.predict(step, ask, pictures).float()
+        if not self.guided:
+            return _placed(guided, own, opened, call.sample.dtype)
         positive = self._output(ask, "positive", call.condition(1), pictures).float()
-        guided = guided.float()
         if self.own_negative or scale != self.scale:
             empty = self._output(ask, "empty", self.empty, pictures).float()
-            own = pair[list(opened)].float() if self.own_negative else empty
-            theirs = classifier_free(own, positive, scale)
+            user = own[list(opened)].float() if self.own_negative else empty
+            theirs = classifier_free(user, positive, scale)
             guided = guided + theirs - classifier_free(empty, positive, self.scale)
         answer = (guided - scale * positive) / (1 - scale)
-        if pair is None:
+        if own is None:
             return torch.cat([answer, positive]).to(call.sample.dtype)
-        pair = pair.clone()
-        pair[list(opened)] = answer.to(pair.dtype)
-        return pair
+        return _placed(answer, own, opened, own.dtype)
 
     @staticmethod
     def _output(ask, name, condition, pictures):
@@ -591,9 +604,11 @@ class _Run:
                 out[wish.name] = known[wish.name][list(pictures)]
                 continue
             half = int(wish.name.startswith("positive"))
-            rows = [half * call.count + i for i in pictures]
+            rows = [call.row(half, i) for i in pictures]
             condition = wish.condition.repeat(len(rows))
-            if wish.name == "positive" or (wish.name == "empty" and not self.own_negative):
+            if wish.name == "positive" or (
+                wish.name == "empty" and self.guided and not self.own_negative
+            ):
                 # As of now: a callback may have changed them since the run began.
                 condition = call.condition(half).rows(list(pictures))
             for i in pictures:
@@ -619,6 +634,15 @@ class _Run:
             alpha_bar=signal_power(self.pipe.scheduler, t).to(x_t.device, torch.float32),
             prediction_type=self.pipe.scheduler.config.get("prediction_type", "epsilon"),
         )
+
+
+def _placed(rows, own, opened, dtype):
+    """Return the pipeline's own outputs with the rows of opened pictures replaced."""
+    if own is None:
+        return rows.to(dtype)
+    own = own.clone()
+    own[list(opened)] = rows.to(own.dtype)
+    return own
 
 
 class _Plain(dict):

@@ -4,7 +4,8 @@ Shape letters: B pictures of a unit, C latent channels, H W latent size.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from inspect import signature
 
 import numpy as np
 import torch
@@ -20,6 +21,9 @@ SCHEDULERS = {
     "dpm++": ("DPMSolverMultistepScheduler", {}),
     "euler": ("EulerDiscreteScheduler", {}),
     "pndm": ("PNDMScheduler", {}),
+    # What models of few steps are made for; both add noise at every step.
+    "lcm": ("LCMScheduler", {}),
+    "euler-a": ("EulerAncestralDiscreteScheduler", {}),
 }
 """Name -> (diffusers class, settings that differ from the model's own)."""
 
@@ -81,15 +85,25 @@ def make_scheduler(name, config, steps, device="cpu"):
         raise IneError(f"scheduler {name!r} is unknown{hint}; known: {', '.join(SCHEDULERS)}")
     kind, settings = SCHEDULERS[name]
     scheduler = getattr(diffusers, kind).from_config({**config, **settings})
-    scheduler.set_timesteps(steps, device=device)
+    try:
+        scheduler.set_timesteps(steps, device=device)
+    except ValueError as error:  # LCM's steps are a part of those it was distilled from
+        raise IneError(f"scheduler {name!r} cannot make {steps} steps: {error}") from error
     return scheduler
 
 
-def start_noise(shape, seeds):
-    """Return unit Gaussian latents, each row from its own seed, (B, C, H, W) on the CPU."""
-    return torch.cat(
-        [torch.randn((1, *shape), generator=torch.Generator().manual_seed(s)) for s in seeds]
-    )
+def generators_of(seeds):
+    """Return one generator per picture, on the CPU."""
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def start_noise(shape, seeds, generators=None):
+    """Return unit Gaussian latents, each row from its own seed, (B, C, H, W) on the CPU.
+
+    `generators`, where given, are those of the seeds, and are drawn from.
+    """
+    generators = generators or generators_of(seeds)
+    return torch.cat([torch.randn((1, *shape), generator=g) for g in generators])
 
 
 def alpha_bar_at(scheduler, index, t):
@@ -156,8 +170,16 @@ def _denoise(parts, prompts, seeds, guidance, settings, on_step, finish=False):
     """
     device, dtype = parts.device, parts.dtype
     scheduler = make_scheduler(settings.scheduler, parts.scheduler_config, settings.steps, device)
-    latents = start_noise(parts.latent_shape, seeds).to(device, dtype)
+    generators = generators_of(seeds)
+    # Schedulers that add noise draw it as diffusers' pipelines let them, picture by picture.
+    draws = "generator" in signature(scheduler.step).parameters
+    noise = {"generator": generators} if draws else {}
+    latents = start_noise(parts.latent_shape, seeds, generators).to(device, dtype)
     latents = latents * scheduler.init_noise_sigma
+    scale = settings.guidance_scale
+    if parts.scale_input is not None:
+        # An LCM is told the scale, and makes in one prediction what guidance makes of two.
+        parts, scale = replace(parts, embedded_scale=scale), 1.0
     asked = [0] * len(prompts)
     again: tuple[int, ...] = ()
     x_t = t = None
@@ -176,7 +198,7 @@ def _denoise(parts, prompts, seeds, guidance, settings, on_step, finish=False):
     request = Prompts(
         parts=parts,
         texts=tuple(prompts),
-        scale=settings.guidance_scale,
+        scale=scale,
         reading=settings.reading,
     )
     with guidance.begin(request) as session:
@@ -193,7 +215,7 @@ def _denoise(parts, prompts, seeds, guidance, settings, on_step, finish=False):
             if on_step:
                 on_step(step)
             output = session.predict(step, ask)
-            latents = scheduler.step(output, t, latents, return_dict=False)[0]
+            latents = scheduler.step(output, t, latents, return_dict=False, **noise)[0]
             again = getattr(session, "again", ())
             if len(again) == len(prompts) and not finish:
                 break
@@ -207,12 +229,21 @@ def run_unet(unet, x_t, t, condition):
     if condition.pooled is not None and condition.time_ids is not None:
         extra = {"text_embeds": condition.pooled, "time_ids": condition.time_ids}
     states = condition.states.to(x_t.dtype)
-    return unet(x_t, t, encoder_hidden_states=states, added_cond_kwargs=extra).sample
+    if condition.beside is not None:
+        x_t = torch.cat([x_t, condition.beside.to(x_t)], dim=1)
+    return unet(
+        x_t,
+        t,
+        encoder_hidden_states=states,
+        timestep_cond=condition.scale_input,
+        added_cond_kwargs=extra,
+    ).sample
 
 
 @torch.no_grad()
 def decode_latents(parts, latents):
     """Return pictures of latents, (B, H, W, 3) uint8 RGB."""
+    latents = latents.to(parts.vae.dtype)
     pixels = parts.vae.decode(latents / parts.vae.config.scaling_factor).sample
     pixels = (pixels.float() / 2 + 0.5).clamp(0, 1) * 255
     return pixels.round().permute(0, 2, 3, 1).byte().cpu().numpy()

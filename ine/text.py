@@ -6,7 +6,7 @@ Shape letters: B prompts, L tokens of the context (77; mini 32), D text width, N
 import logging
 import re
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import torch
 
@@ -29,12 +29,20 @@ class Condition:
     time_ids: torch.Tensor | None = None
     """Size and crop numbers (SDXL), (B, 6)."""
 
+    scale_input: torch.Tensor | None = None
+    """Embedding of the guidance scale (LCM), (B, G)."""
+
+    beside: torch.Tensor | None = None
+    """What stands beside the latents (inpainting), (B, C', H, W)."""
+
     def rows(self, index):
         """Return the condition of some prompts; `index` is a list, mask or slice."""
-        pick = lambda x: None if x is None else x[index]  # noqa: E731
-        return Condition(
-            states=self.states[index], pooled=pick(self.pooled), time_ids=pick(self.time_ids)
-        )
+        return self._each(lambda tensor: tensor[index])
+
+    def _each(self, change):
+        """Return the condition with all tensors that there are changed."""
+        given = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Condition(**{n: None if x is None else change(x) for n, x in given.items()})
 
     def repeat(self, count):
         """Return the condition of one prompt for `count` pictures; of `count` prompts, itself."""
@@ -51,12 +59,16 @@ class Condition:
 
 def join_conditions(conditions):
     """Stack conditions along the batch, in order."""
-    join = lambda xs: None if xs[0] is None else torch.cat(xs)  # noqa: E731
-    return Condition(
-        states=torch.cat([c.states for c in conditions]),
-        pooled=join([c.pooled for c in conditions]),
-        time_ids=join([c.time_ids for c in conditions]),
-    )
+    rows = {f.name: [getattr(c, f.name) for c in conditions] for f in fields(Condition)}
+    return Condition(**{n: None if xs[0] is None else torch.cat(xs) for n, xs in rows.items()})
+
+
+def silenced(condition):
+    """Return a condition whose text is zeros, what SDXL takes for no text at all."""
+    blank = {"states": torch.zeros_like(condition.states)}
+    if condition.pooled is not None:
+        blank["pooled"] = torch.zeros_like(condition.pooled)
+    return replace(condition, **blank)
 
 
 @dataclass(frozen=True)
@@ -200,7 +212,7 @@ def weigh_states(states, empty, weights):
     return torch.where(w == 1, states, empty + w * (states - empty))
 
 
-def _last_states(encoder, ids, clip_skip, alone):
+def layer_states(encoder, ids, clip_skip=1, *, alone):
     """Return (text states (B, L, D), pooled states or None) of token ids.
 
     Args:
@@ -244,13 +256,27 @@ def encode(parts, prompts, vectors=None, reading=LITERAL):
         IneError: The text encoder has fewer layers than `reading` skips.
         PromptError: A learned vector would be cut off.
     """
+    states, pooled = encode_text(parts.tokenizers, parts.text_encoders, prompts, vectors, reading)
+    beside = None if parts.beside is None else parts.beside[None]
+    fixed = (("time_ids", parts.time_ids), ("scale_input", parts.scale_input), ("beside", beside))
+    # One row for all prompts; expanding it takes no memory.
+    told = {n: x.expand(len(states), *x.shape[1:]) for n, x in fixed if x is not None}
+    return Condition(states=states, pooled=pooled, **told)
+
+
+def encode_nothing(parts, reading=LITERAL):
+    """Return the condition of no text at all, one row: what a model was trained to take for it."""
+    empty = encode(parts, [""], reading=reading)
+    return silenced(empty) if parts.zeros_for_nothing else empty
+
+
+def encode_text(tokenizers, text_encoders, prompts, vectors=None, reading=LITERAL):
+    """Return (states (B, L, D), pooled states (B, P) or None) of prompts; see `encode`."""
     given = {t: v if isinstance(v, tuple | list) else (v,) for t, v in (vectors or {}).items()}
     counts = {t: len(v[0]) for t, v in given.items()}
-    alone = len(parts.text_encoders) == 1
+    alone = len(text_encoders) == 1
     states, pooled = [], None
-    for number, (tokenizer, encoder) in enumerate(
-        zip(parts.tokenizers, parts.text_encoders, strict=True)
-    ):
+    for number, (tokenizer, encoder) in enumerate(zip(tokenizers, text_encoders, strict=True)):
         tokens = tokenize(tokenizer, prompts, counts, reading.weights)
         rows = [p[0] for p in tokens.places]
         positions = [p[1] for p in tokens.places]
@@ -258,14 +284,14 @@ def encode(parts, prompts, vectors=None, reading=LITERAL):
         values = [given[t][number][k].to(device) for _, _, t, k in tokens.places]
         values = torch.stack(values) if values else None
         with splice(encoder, rows, positions, values):
-            found, own_pooled = _last_states(encoder, tokens.ids, reading.clip_skip, alone)
+            found, own_pooled = layer_states(encoder, tokens.ids, reading.clip_skip, alone=alone)
         if tokens.weights is not None:
             nothing = tokenize(tokenizer, [""]).ids
-            empty, _ = _last_states(encoder, nothing, reading.clip_skip, alone)
+            empty, _ = layer_states(encoder, nothing, reading.clip_skip, alone=alone)
             found = weigh_states(found, empty, tokens.weights)
         states.append(found)
         pooled = pooled if own_pooled is None else own_pooled
-    return Condition(states=torch.cat(states, dim=-1), pooled=pooled)
+    return torch.cat(states, dim=-1), pooled
 
 
 @torch.no_grad()
@@ -277,10 +303,19 @@ def negative_prompt_embeds(parts, embedding, text=None, reading=LITERAL):
         embedding: A `ConceptEmbedding`.
         text: Text with the trigger in it, as a UI user types it; by default the trigger alone.
         reading: A `Reading`, for weights in the text or another layer than the last.
-    """
-    if not hasattr(parts, "text_encoders"):
-        from types import SimpleNamespace
 
-        parts = SimpleNamespace(tokenizers=(parts.tokenizer,), text_encoders=(parts.text_encoder,))
+    Raises:
+        IneError: A model of two text encoders.
+    """
+    own = hasattr(parts, "text_encoders")
+    tokenizers = parts.tokenizers if own else (parts.tokenizer,)
+    encoders = parts.text_encoders if own else (parts.text_encoder,)
+    if len(embedding.vectors) > 1 or hasattr(parts, "text_encoder_2"):
+        raise IneError(
+            "negative_prompt_embeds: SDXL is told pooled states as well, which this does not "
+            "give; use ine.protect(pipe, embedding), or load the file that `ine embedding convert "
+            "--to diffusers` writes"
+        )
     prompt = text if text is not None else embedding.trigger
-    return encode(parts, [prompt], {embedding.trigger: embedding.vectors}, reading).states
+    vectors = {embedding.trigger: embedding.vectors}
+    return encode_text(tokenizers, encoders, [prompt], vectors, reading)[0]

@@ -34,7 +34,7 @@ from ine.inversion.objective import noised
 from ine.recipe import pairs
 from ine.runtime import generator_for, seed_for
 from ine.sampling import SamplerSettings, make_scheduler, run_unet, sample_latents
-from ine.text import encode
+from ine.text import encode, encode_nothing
 
 MARGIN = 3.0
 """Standard deviations of the controls by which a living embedding stands out. The four shipped
@@ -306,7 +306,7 @@ class Examiner:
         steps, noise = _noised(base, parts, _pictures(base, subject, settings, seed), seed)
         bare = cls(parts=parts, steps=steps, noise=noise, empty=(), plain=(), batch=settings.batch)
         errors = [bare.error(p, k) for k, p in enumerate(bare.predict(encode(parts, ["a"])))]
-        return replace(bare, empty=tuple(bare.predict(encode(parts, [""]))), plain=tuple(errors))
+        return replace(bare, empty=tuple(bare.predict(encode_nothing(parts))), plain=tuple(errors))
 
     def predict(self, condition):
         """Return the noise predictions under one condition, [(2P, C, H, W), ...] by step."""

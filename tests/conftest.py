@@ -1,5 +1,7 @@
 import importlib.util
 import os
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +15,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 for name in [n for n in os.environ if n.startswith("INE_")]:
     del os.environ[name]  # ine takes options from there
 
+sys.path.insert(0, str(Path(__file__).parent))  # for the modules that tests share
+
 if importlib.util.find_spec("torchvision"):
     raise pytest.UsageError(
         "torchvision is installed here. Nothing in ine needs it, and where its build does not "
@@ -21,97 +25,13 @@ if importlib.util.find_spec("torchvision"):
     )
 
 
-def build_tiny_pipeline():
-    """A Stable Diffusion of real classes, random weights, width 32, latents (4, 8, 8)."""
-    import torch
-    from diffusers import (
-        AutoencoderKL,
-        PNDMScheduler,
-        StableDiffusionPipeline,
-        UNet2DConditionModel,
-    )
-    from tokenizers.pre_tokenizers import ByteLevel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-
-    symbols = sorted(ByteLevel.alphabet())
-    start, end = "<|startoftext|>", "<|endoftext|>"
-    words = [*symbols, *(s + "</w>" for s in symbols), start, end]
-    tokenizer = CLIPTokenizer(
-        vocab={word: number for number, word in enumerate(words)},
-        merges=[],
-        model_max_length=77,
-        bos_token=start,
-        eos_token=end,
-        unk_token=end,
-        pad_token=end,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        text_encoder = CLIPTextModel(
-            CLIPTextConfig(
-                vocab_size=len(words),
-                hidden_size=32,
-                intermediate_size=64,
-                num_hidden_layers=2,
-                num_attention_heads=4,
-                max_position_embeddings=77,
-                projection_dim=32,
-                # transformers pools at this id; 2 would switch on an old rule of its own.
-                bos_token_id=len(words) - 2,
-                eos_token_id=len(words) - 1,
-                pad_token_id=len(words) - 1,
-            )
-        )
-        unet = UNet2DConditionModel(
-            sample_size=8,
-            in_channels=4,
-            out_channels=4,
-            block_out_channels=(16, 32),
-            layers_per_block=1,
-            down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-            cross_attention_dim=32,
-            attention_head_dim=4,
-            norm_num_groups=8,
-        )
-        vae = AutoencoderKL(
-            sample_size=16,
-            in_channels=3,
-            out_channels=3,
-            latent_channels=4,
-            block_out_channels=(8, 16),
-            layers_per_block=1,
-            down_block_types=("DownEncoderBlock2D", "DownEncoderBlock2D"),
-            up_block_types=("UpDecoderBlock2D", "UpDecoderBlock2D"),
-            norm_num_groups=4,
-            scaling_factor=0.18215,
-        )
-    scheduler = PNDMScheduler(
-        num_train_timesteps=1000,
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        skip_prk_steps=True,
-        set_alpha_to_one=False,
-        steps_offset=1,
-    )
-    return StableDiffusionPipeline(
-        vae=vae.eval(),
-        text_encoder=text_encoder.eval(),
-        tokenizer=tokenizer,
-        unet=unet.eval(),
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-
-
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory):
     """Folder of a diffusers pipeline: real classes, random weights, no download."""
+    from tiny import build_tiny
+
     folder = tmp_path_factory.mktemp("models") / "tiny-sd"
-    build_tiny_pipeline().save_pretrained(folder)
+    build_tiny("sd1").save_pretrained(folder)
     return folder
 
 

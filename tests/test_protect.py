@@ -478,7 +478,7 @@ def test_callbacks_may_change_latents_scale_and_prompt(pipe, embedding):
         return {"prompt_embeds": kwargs["prompt_embeds"].chunk(2)[-1]}
 
     changing["callback_on_step_end"] = stop
-    with ine.protect(pipe, embedding), pytest.raises(IneError, match="batch is not doubled"):
+    with ine.protect(pipe, embedding), pytest.raises(IneError, match="guidance is off"):
         make(pipe, **changing)
 
 
@@ -673,7 +673,7 @@ def test_an_embedding_that_equals_the_empty_prompt_is_said(pipe, embedding, capl
 def test_scale_one_is_refused_where_it_is_given(pipe, embedding):
     with ine.protect(pipe, embedding):
         for scale in (1.0, 0.0):
-            with pytest.raises(IneError, match=f"guidance_scale is {scale}"):
+            with pytest.raises(IneError, match=r"guidance scale of 1 .* steers nothing"):
                 make(pipe, guidance_scale=scale)
         make(pipe)
 

@@ -258,7 +258,8 @@ def test_every_scheduler_reaches_the_latents_that_are_predicted(
     latents, _, calls = sample_latents(parts, PROMPTS, SEEDS, oracle, settings)
     assert set(calls) == {0}
     assert oracle.worst < 1e-3
-    assert oracle.drift < 1e-2
+    # Samplers that add noise follow a new one at every step, and still arrive.
+    assert (oracle.drift < 1e-2) == (scheduler not in ("euler-a", "lcm"))
     # set_alpha_to_one=False leaves the noise of timestep 0, sqrt(1 - 0.99915) = 0.03.
     left = {"ddim": 0.03, "pndm": 0.03}.get(scheduler, 0.0)
     assert (latents - x_0).abs().mean() <= left + 1e-3

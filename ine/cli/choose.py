@@ -85,13 +85,23 @@ def sampler(parts, scheduler, steps=None, guidance_scale=None, batch=None):
     """Return the `SamplerSettings` of `options.sampling`; None leaves what suits the model."""
     from ine.sampling import SamplerSettings
 
-    small = parts.family == "mini"
-    return SamplerSettings(
-        scheduler=scheduler,
-        steps=steps or (20 if small else 50),
-        guidance_scale=guidance_scale or (5.0 if small else 7.5),
-        batch=batch or (16 if small else 4),
+    usual, few = parts.traits, parts.few_steps
+    chosen = SamplerSettings(
+        scheduler=scheduler or (few.scheduler if few else "ddim"),
+        steps=steps or (few or usual).steps,
+        guidance_scale=guidance_scale or (few or usual).guidance_scale,
+        batch=batch or usual.batch,
     )
+    if few:
+        log.info(
+            "%s is taken for a model of few steps (%s): %d steps of %s at scale %g",
+            parts.name,
+            few.name,
+            chosen.steps,
+            chosen.scheduler,
+            chosen.guidance_scale,
+        )
+    return chosen
 
 
 def read_prompts(given, file):

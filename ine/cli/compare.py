@@ -152,11 +152,10 @@ def compare(
     parts = choose.lay(choose.load_base(name, source, device, dtype), unet)
     if not unet:
         log.warning("no --unet: the base model is compared, which still knows the concept's words")
-    small = parts.family == "mini"
     sampler = SamplerSettings(
         steps=steps or (recipe.tuning.steps if recipe.tuning else 50),
         guidance_scale=(recipe.tuning or recipe.pictures).guidance_scale,
-        batch=batch or (48 if small else 4),
+        batch=batch or parts.traits.compared,
     )
     gate = None
     if gate_file:

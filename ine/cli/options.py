@@ -140,23 +140,24 @@ def together(*given):
 
 sampling = together(
     click.option(
-        "--steps", type=click.IntRange(1, 1000), help="Denoising steps (mini 20, else 50)."
+        "--steps",
+        type=click.IntRange(1, 1000),
+        help="Denoising steps (mini 20, models of few steps 4, else 50).",
     ),
     click.option(
         "--scheduler",
-        type=click.Choice(["ddim", "dpm++", "euler", "pndm"]),
-        default="ddim",
-        show_default=True,
-        help="Sampler.",
+        type=click.Choice(["ddim", "dpm++", "euler", "pndm", "euler-a", "lcm"]),
+        help="Sampler (models of few steps their own, else ddim).",
     ),
     click.option(
         "--guidance-scale",
-        type=click.FloatRange(min=1, min_open=True),
+        type=click.FloatRange(min=1),
         metavar="W",
-        help="Strength of the prompt (mini 5, else 7.5).",
+        help="Strength of the prompt; 1 is no guidance (mini 5, turbo and Lightning models 1, "
+        "else 7.5).",
     ),
     click.option(
-        "--batch", type=click.IntRange(1), help="Pictures made together (mini 16, else 4)."
+        "--batch", type=click.IntRange(1), help="Pictures made together (mini 16, SDXL 2, else 4)."
     ),
 )
 """What `choose.sampler` takes."""

@@ -78,7 +78,7 @@ def verify(
     base = choose.load_base(name, source, device, dtype)
     parts = choose.lay(base, unet)
     sampler = choose.sampler(parts, scheduler, steps, guidance_scale, batch)
-    count = pictures or (16 if parts.family == "mini" else 8)
+    count = pictures or parts.traits.probes
     with bar(2 * controls + 2, "conditions") as update:
         result = verify_embedding(
             base,

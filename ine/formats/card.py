@@ -4,13 +4,6 @@ import re
 
 from ine.formats.uses import uses_of
 
-FAMILY_NAMES = {
-    "sd1": "Stable Diffusion 1.x",
-    "sd2": "Stable Diffusion 2.x",
-    "sdxl": "Stable Diffusion XL",
-    "mini": "`mini`, the bundled model of ine",
-}
-
 WARNING = """\
 > **As a negative only.** Used as a *prompt*, the same vectors bring {concept} back, also on models
 > that unlearned it. If the concept is a real harm, keep this file private."""
@@ -54,7 +47,7 @@ def model_card(embedding, digest=None):
     """
     about = embedding.metadata
     trigger, concept = as_text(embedding.trigger), as_text(embedding.concept)
-    family = FAMILY_NAMES.get(embedding.family, f"a model of text width {embedding.width}")
+    family = embedding.traits.title
     widths = " + ".join(str(v.shape[1]) for v in embedding.vectors)
     rows = [
         ("vectors", f"{embedding.count} of width {widths}"),
@@ -141,7 +134,7 @@ def _uses(embedding):
             f"{as_text(embedding.trigger)}."
         )
     text = _table(("program", "where the file goes", "in the negative prompt"), rows)
-    if embedding.family == "sdxl":
+    if len(embedding.vectors) > 1:
         text += (
             "\n\ndiffusers loads no single SDXL file: `ine embedding convert FILE --to diffusers` "
             "writes two. stable-diffusion.cpp mixes the two encoders up."
@@ -153,7 +146,7 @@ def _limits(embedding):
     lines = [
         "Other weights, other samplers and other weights of emphasis were not measured, unless "
         "stated above.",
-        f"It belongs to {FAMILY_NAMES.get(embedding.family, 'its own kind of model')}; programs "
+        f"It belongs to {embedding.traits.title}; programs "
         "ignore it on other models, most of them without a word.",
         "At a guidance scale of 1 (turbo, LCM, Lightning) a negative does nothing.",
         "It is a setting, not a change of the model: whoever runs the sampler can leave it away.",

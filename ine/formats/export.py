@@ -161,7 +161,7 @@ def convert_embedding(file, to="universal", name=None, out=None, force=False, au
         check_name(name, found.family)
     except EmbeddingError as error:
         raise EmbeddingError(f"{error}; give another with --name") from error
-    if found.family not in ("sd1", "sd2", "sdxl") and to != "universal":
+    if not found.traits.uis and to != "universal":
         log.warning(
             "%s: no program but ine runs models of family %s, to which these vectors belong",
             file,

@@ -24,12 +24,12 @@ NOT_SDXL = {"stable-diffusion.cpp", "diffusers"}
 
 def uses_of(embedding, layout="universal"):
     """Return the rows of USES for an embedding, filled in; none for models no UI runs."""
-    if embedding.family not in ("sd1", "sd2", "sdxl"):
+    if not embedding.traits.uis:
         return []
     wanted = ONLY.get(layout, {program for program, _, _ in USES})
     if layout == "a1111-pt":
         wanted = wanted - NOT_PT
-    if embedding.family == "sdxl" and layout != "diffusers":
+    if len(embedding.vectors) > 1 and layout != "diffusers":
         wanted = wanted - NOT_SDXL
     return [
         (program, place, typed.format(name=embedding.trigger))

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from ine.errors import IneError
+from ine.guidance.cfg import check_guided
 from ine.guidance.negative import Negative
 from ine.guidance.protocol import Wanted
 
@@ -47,7 +48,13 @@ class Additive:
 
     @contextmanager
     def begin(self, prompts):
-        """Encode prompts, negative and the empty text once."""
+        """Encode prompts, negative and the empty text once.
+
+        Raises:
+            IneError: No strength is given, and w - 1 is none.
+        """
+        if self.strength is None:
+            check_guided(prompts.scale, self.negative, "additive without a strength")
         yield _Session(
             positive=prompts.positive(),
             empty=prompts.empty(),

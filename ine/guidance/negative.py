@@ -65,8 +65,9 @@ class Negative:
         return {e.trigger: e.vectors for e in self.embeddings}
 
     def condition(self, prompts):
-        """Return the negative's condition, one row; the empty text when there is nothing."""
-        return prompts.encode([self.prompt()], self.vectors())
+        """Return the negative's condition, one row; that of no text when there is nothing."""
+        text = self.prompt()
+        return prompts.encode([text], self.vectors()) if text else prompts.nothing()
 
     def candidates(self):
         """Return the single negatives that a gate may look for: itself."""
@@ -122,6 +123,11 @@ class Matched:
             )
         if self.every < 1:
             raise IneError(f"matching: every is {self.every}; give 1 or more steps")
+
+    @property
+    def name(self):
+        """Return what logs call it."""
+        return " | ".join(n.name for n in self.negatives)
 
     @property
     def embeddings(self):

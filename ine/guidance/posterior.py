@@ -135,8 +135,9 @@ class _Track:
         """Judge the probes made at the step before; return the pictures that had one."""
         fresh = [i for i in pictures if i in self.seen and self.seen[i][0] == step.index - 1]
         now = float(step.alpha_bar)
-        # A step of some multistep schedulers stays at its noise level: it says nothing.
-        fresh = [i for i in fresh if self.seen[i][2] < now]
+        # A step of some multistep schedulers stays at its noise level, and one from pure noise
+        # leads anywhere: they say nothing.
+        fresh = [i for i in fresh if 0 < self.seen[i][2] < now]
         if fresh:
             x_t, eps_0, eps_neg = (torch.stack([self.seen[i][k] for i in fresh]) for k in (1, 3, 4))
             before = self.seen[fresh[0]][2]

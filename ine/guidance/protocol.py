@@ -14,7 +14,7 @@ from typing import Protocol
 
 import torch
 
-from ine.text import LITERAL, Condition, Reading, encode
+from ine.text import LITERAL, Condition, Reading, encode, encode_nothing
 from ine.weights_in_prompts import plain_text
 
 
@@ -53,6 +53,9 @@ class Step:
 
     def preview(self, output):
         """Return the clean latents that a U-Net output implies, x_0 hat, (B, C, H, W)."""
+        if self.prediction_type == "v_prediction":
+            # The same as below, and defined where the signal is zero.
+            return self.alpha_bar.sqrt() * self.x_t - (1 - self.alpha_bar).sqrt() * output
         eps = self.noise(output)
         return (self.x_t - (1 - self.alpha_bar).sqrt() * eps) / self.alpha_bar.sqrt()
 
@@ -110,8 +113,12 @@ class Prompts:
         return self.encode(self.texts)
 
     def empty(self):
-        """Return the condition of the empty text, B rows."""
-        return self.encode([""]).repeat(len(self.texts))
+        """Return the condition of no text, B rows."""
+        return self.nothing().repeat(len(self.texts))
+
+    def nothing(self):
+        """Return the condition of no text, one row; see `ine.text.encode_nothing`."""
+        return encode_nothing(self.parts, self.reading)
 
 
 class Session(Protocol):

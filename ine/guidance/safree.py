@@ -12,8 +12,10 @@ state of the prompt with token i masked, I (D, n) = [p_1 ... p_n], c_i the text 
     last = round(up_t sigmoid(2 k (10 beta - t)))
     steps 0 .. last use the new states, later ones the prompt's own
 
-A pooled state is the last hidden state at the end of the text, after the final layer norm, which
-is what `CLIPTextModel` calls its pooler output. The rest is classifier-free guidance.
+A pooled state is the state at the end of the text, of the layer that the U-Net reads: the last
+with its norm for models of one encoder, which is what `CLIPTextModel` calls its pooler output; for
+SDXL the layer before the last of both encoders, side by side, as its text states are. SDXL's own
+pooled embedding stays the prompt's. The rest is classifier-free guidance.
 
 What is ours: state per picture, so a batch equals its pictures; embeddings as the subspace; the
 concept's subspace and the CFG negative slot are two fields, where the released code puts its
@@ -35,7 +37,7 @@ from ine.guidance.cfg import classifier_free
 from ine.guidance.negative import Matched, Negative
 from ine.guidance.protocol import Wanted
 from ine.guidance.reattention import Reattention, reattending
-from ine.text import Condition, encode, splice, tokenize
+from ine.text import Condition, encode, layer_states, splice, tokenize
 from ine.weights_in_prompts import is_weighted
 
 COLUMNS = ("pooled", "vectors")
@@ -144,36 +146,52 @@ def pooled_states(parts, text, vectors=None, masked=False):
     """Return the pooled state of a text, and of the text with each token masked in turn.
 
     Args:
-        parts: A `DiffusionParts` of one text encoder.
+        parts: A `DiffusionParts`.
         text: Cut where it is too long, as everywhere.
-        vectors: {trigger: (N, D) tensor or a tuple of one}; a masked place gets the mask's token
-            instead of its vector.
+        vectors: {trigger: (N, D) tensor, or one for each text encoder}; a masked place gets the
+            mask's token instead of its vector.
         masked: Whether to mask.
 
     Returns:
         (states (1 + n, D), or (1, D) when not masked, the text itself first; ids (n,) int64).
+
+    Raises:
+        IneError: Two text encoders cut the text into different tokens.
     """
-    tokenizer, encoder = _only_encoder(parts)
-    given = {t: v[0] if isinstance(v, tuple | list) else v for t, v in (vectors or {}).items()}
-    tokens = tokenize(tokenizer, [text], {t: len(v) for t, v in given.items()})
-    end = closing(tokenizer, tokens.ids[0].tolist())
-    # The encoder is causal: what follows the end does not reach it, so it is not computed.
-    ids = tokens.ids[:, : end + 1].repeat(end if masked else 1, 1)
-    hidden = range(1, len(ids))
-    ids[list(hidden), list(hidden)] = MASK
-    table = encoder.get_input_embeddings().weight
-    places = [(r, at, t, k) for r in range(len(ids)) for _, at, t, k in tokens.places if at != r]
-    values = torch.stack([given[t][k].to(table.device) for *_, t, k in places]) if places else None
-    with splice(encoder, [p[0] for p in places], [p[1] for p in places], values):
-        states = encoder(ids.to(table.device)).last_hidden_state[:, end]
-    return states, tokens.ids[0, 1:end]
+    given = {t: v if isinstance(v, tuple | list) else (v,) for t, v in (vectors or {}).items()}
+    counts = {t: len(v[0]) for t, v in given.items()}
+    found, read = [], []
+    for number, (tokenizer, encoder) in enumerate(
+        zip(parts.tokenizers, parts.text_encoders, strict=True)
+    ):
+        tokens = tokenize(tokenizer, [text], counts)
+        end = closing(tokenizer, tokens.ids[0].tolist())
+        # The encoder is causal: what follows the end does not reach it, so it is not computed.
+        ids = tokens.ids[:, : end + 1].repeat(end if masked else 1, 1)
+        hidden = range(1, len(ids))
+        ids[list(hidden), list(hidden)] = MASK
+        device = encoder.get_input_embeddings().weight.device
+        rows = range(len(ids))
+        places = [(r, at, t, k) for r in rows for _, at, t, k in tokens.places if at != r]
+        values = [given[t][number][k].to(device) for *_, t, k in places]
+        values = torch.stack(values) if places else None
+        with splice(encoder, [p[0] for p in places], [p[1] for p in places], values):
+            states, _ = layer_states(encoder, ids, alone=len(parts.text_encoders) == 1)
+        found.append(states[:, end])
+        read.append(tokens.ids[0, 1:end])
+    if any(ids.tolist() != read[0].tolist() for ids in read):
+        raise IneError(
+            f"SAFREE: the text encoders of {parts.name} cut {text[:60]!r} into other tokens, so "
+            "none can be told from the other's; use cfg, additive or sld with this model"
+        )
+    return torch.cat(found, dim=-1), read[0]
 
 
 def concept_columns(parts, phrases=(), embeddings=(), columns="pooled"):
     """Return C, (D, K), phrases first.
 
     Args:
-        parts: A `DiffusionParts` of one text encoder.
+        parts: A `DiffusionParts`.
         phrases: Texts, one column each.
         embeddings: `ConceptEmbedding`s.
         columns: A name of `COLUMNS`.
@@ -182,26 +200,18 @@ def concept_columns(parts, phrases=(), embeddings=(), columns="pooled"):
         EmbeddingError: An embedding has another width than the model.
     """
     texts = [(p, None) for p in phrases]
-    width = parts.text_encoders[0].get_input_embeddings().weight.shape[1]
+    widths = [e.get_input_embeddings().weight.shape[1] for e in parts.text_encoders]
     for embedding in embeddings:
-        if embedding.width != width:
+        if [v.shape[1] for v in embedding.vectors] != widths:
             raise EmbeddingError(
                 f"embedding {embedding.trigger!r} has width {embedding.width}, the model "
-                f"{parts.name} {width}; give one that was found on this kind of model"
+                f"{parts.name} {sum(widths)}; give one that was found on this kind of model"
             )
-        vectors = embedding.vectors[0]
-        chunks = (vectors,) if columns == "pooled" else vectors.split(1)
+        chunks = [embedding.vectors]
+        if columns == "vectors":
+            chunks = zip(*(v.split(1) for v in embedding.vectors), strict=True)
         texts += [(embedding.trigger, {embedding.trigger: chunk}) for chunk in chunks]
     return torch.cat([pooled_states(parts, text, given)[0] for text, given in texts]).T
-
-
-def _only_encoder(parts):
-    if len(parts.text_encoders) != 1:
-        raise IneError(
-            f"SAFREE: {parts.name} has {len(parts.text_encoders)} text encoders; so far it works "
-            "with models of one (Stable Diffusion 1 and 2); use cfg, additive or sld with this one"
-        )
-    return parts.tokenizers[0], parts.text_encoders[0]
 
 
 # --- one prompt ---------------------------------------------------------------------------------
@@ -234,7 +244,7 @@ def rewrite(parts, text, states, concept, alpha, vectors=None):
     is too long, the tokens that the model reads are looked at, as in the paper.
 
     Args:
-        parts: A `DiffusionParts` of one text encoder.
+        parts: A `DiffusionParts`.
         text: The prompt.
         states: Its text states, (L, D).
         concept: P_C, (D, D) float64.
@@ -242,7 +252,6 @@ def rewrite(parts, text, states, concept, alpha, vectors=None):
         vectors: {trigger: vectors} where the prompt has learned vectors in it; its `states` were
             then made with them.
     """
-    tokenizer, _ = _only_encoder(parts)
     pooled, ids = pooled_states(parts, text, vectors, masked=True)
     if not len(ids):
         return Rewrite(triggers=(), ratios=(), beta=0.0, states=states)
@@ -258,7 +267,7 @@ def rewrite(parts, text, states, concept, alpha, vectors=None):
         ratios=tuple(ratios.tolist()),
         beta=change(states[seen], projected[seen]),
         states=new,
-        words=tuple(tokenizer.decode([int(ids[p - 1])]).strip() for p in places),
+        words=tuple(parts.tokenizers[0].decode([int(ids[p - 1])]).strip() for p in places),
     )
 
 
@@ -343,9 +352,8 @@ class Safree:
         """Return P_C of a model, (D, D) float64.
 
         Raises:
-            IneError: The model has two text encoders, or the concept spans its whole width.
+            IneError: The concept spans the model's whole width.
         """
-        _only_encoder(parts)
         phrases = [p for p in self.phrases if p.strip()]
         found = projector(concept_columns(parts, phrases, self.embeddings, self.columns))
         rank = round(float(found.trace()))
@@ -399,7 +407,7 @@ class Safree:
             guidance=self,
             unet=prompts.parts.unet,
             positive=positive,
-            rewritten=Condition(states=torch.stack([r.states for r in rewrites])),
+            rewritten=replace(positive, states=torch.stack([r.states for r in rewrites])),
             rewrites=rewrites,
             empty=prompts.empty() if len(self.negative.candidates()) > 1 else None,
             slot=self.negative.begin(prompts),
@@ -541,7 +549,7 @@ def calibrate_filter(
     prompts most. `caught` says which of the two is of use for a concept.
 
     Args:
-        parts: A `DiffusionParts` of one text encoder.
+        parts: A `DiffusionParts`.
         prompts: Benign prompts; each counts once, empty ones do not count.
         guidance: A `Safree` with the concept, and the up_t that will be used.
         share: Share of benign prompts to leave alone, in (0, 1).

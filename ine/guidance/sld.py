@@ -229,7 +229,9 @@ class _Session:
         # eps = sqrt(abar) v + sqrt(1 - abar) x_t, of which the second term drops out of every
         # difference: scaled by sqrt(abar) the formula applies as it is, and scaled back its
         # result is a v again.
-        unit = 1 if step.prediction_type == "epsilon" else step.alpha_bar.sqrt()
+        unit = 1
+        if step.prediction_type == "v_prediction":
+            unit = step.alpha_bar.sqrt().clamp_min(1e-6)  # zero where a run begins with no signal
         if self.momentum is None:
             shape = (len(self.positive), *out["empty"].shape[1:])
             self.momentum = out["empty"].new_zeros(shape)

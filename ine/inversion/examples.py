@@ -28,7 +28,7 @@ from ine.inversion.preview import WithVectors, choose
 from ine.recipe import pairs
 from ine.runtime import generator_for, seed_for
 from ine.sampling import alpha_bar_at, decode_latents, make_scheduler, run_unet, sample_latents
-from ine.text import encode
+from ine.text import encode_nothing
 
 FEWEST = 32
 """Pictures of each kind without which a probe is not worth fitting."""
@@ -59,7 +59,7 @@ def noised_features(parts, latents, t, alpha_bar, generator, batch=32):
     """
     noise = torch.randn(latents.shape, generator=generator)
     noisy = noised(latents, noise, torch.tensor(alpha_bar)).split(batch)
-    empty = encode(parts, [""])
+    empty = encode_nothing(parts)
     found = []
     with listening(parts.unet) as heard:
         for rows in noisy:

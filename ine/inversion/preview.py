@@ -1,18 +1,18 @@
 """Previews: what the vectors of a moment do, as a prompt and as a negative."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
 from ine.embedding import new_embedding
 from ine.guidance.cfg import ClassifierFree
 from ine.guidance.negative import Negative
+from ine.guidance.protocol import Prompts
 from ine.inversion.concept import share_with
 from ine.inversion.invert import Preview
 from ine.recipe import pairs
 from ine.runtime import seed_for
 from ine.sampling import PictureRequest, SamplerSettings, generate
-from ine.text import encode
 
 
 @dataclass(frozen=True)
@@ -25,19 +25,19 @@ class WithVectors:
 
     def begin(self, prompts):
         """Begin plain guidance with the vectors in the prompts."""
-        return ClassifierFree(self.negative).begin(_Spliced(prompts, self))
+        given = {f.name: getattr(prompts, f.name) for f in fields(Prompts)}
+        spliced = _Spliced(**given, vectors={self.trigger: self.vectors})
+        return ClassifierFree(self.negative).begin(spliced)
 
 
-class _Spliced:
-    """`Prompts` whose positive condition knows the trigger."""
+@dataclass(frozen=True, kw_only=True)
+class _Spliced(Prompts):
+    """Prompts whose positive condition knows the trigger."""
 
-    def __init__(self, prompts, guidance):
-        self.parts, self.texts, self.scale = prompts.parts, prompts.texts, prompts.scale
-        self.encode = prompts.encode
-        self.vectors = {guidance.trigger: guidance.vectors}
+    vectors: dict
 
     def positive(self):
-        return encode(self.parts, list(self.texts), self.vectors)
+        return self.encode(self.texts, self.vectors)
 
 
 def choose(options, count, *seed):

@@ -2,8 +2,8 @@
 
 import torch
 
+from ine.models.families import family_of as family_of_width
 from ine.models.fit import text_widths
-from ine.models.parts import FAMILIES
 
 KINDS = {
     ".attn2.": "cross-attention",
@@ -57,7 +57,7 @@ def family_of(weights):
             if name.startswith("text_encoder.") and name.endswith("token_embedding.weight")
         ]
         widths = set(tables)
-    return ", ".join(FAMILIES.get(width, f"width-{width}") for width in sorted(widths))
+    return ", ".join(family_of_width(width).name for width in sorted(widths))
 
 
 def dtypes_of(weights):

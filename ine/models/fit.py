@@ -3,9 +3,9 @@
 import torch
 
 from ine.errors import CheckpointError
+from ine.models.families import family_of
 from ine.models.layouts import unknown
 from ine.models.lowrank import LowRank
-from ine.models.parts import FAMILIES
 
 SHAPELESS = (
     *("attention_head_dim", "num_attention_heads", "norm_num_groups", "act_fn"),
@@ -29,7 +29,7 @@ def check_family(parts, source):
         widths.add(source.config["cross_attention_dim"])
     foreign = [width for width in widths if width != parts.width]
     if foreign:
-        theirs = FAMILIES.get(foreign[0], f"width-{foreign[0]}")
+        theirs = family_of(foreign[0]).name
         raise CheckpointError(
             f"{source.path}: is made for {theirs} (cross-attention width {foreign[0]}), the base "
             f"{parts.name!r} is {parts.family} (width {parts.width}); "

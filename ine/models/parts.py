@@ -5,14 +5,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from diffusers.models.embeddings import get_timestep_embedding
 from torch import nn
 
 from ine.errors import ModelError
+from ine.models.families import family_of
+from ine.models.few_steps import few_steps_of
+from ine.models.inpainting import everything_masked
 
 MINI = "mini"
 MINI_FOLDER = Path(__file__).parent / "mini"
-FAMILIES = {128: "mini", 768: "sd1", 1024: "sd2", 2048: "sdxl"}
-"""Width of the states that cross-attention reads -> family."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,15 +34,30 @@ class DiffusionParts:
     unet_name: str = "base"
     """ "base", or what was laid over it (file name and method)."""
 
+    zeros_for_nothing: bool = False
+    """Whether zeros stand for no text at all (SDXL), where others are told the empty text."""
+
+    embedded_scale: float = 8.5
+    """Guidance scale that an LCM's U-Net is told; no other model looks at it."""
+
+    beside: torch.Tensor | None = None
+    """What the U-Net reads beside the latents, (C', H, W); None for all but inpainting models,
+    see `ine.models.inpainting`."""
+
     @property
     def width(self):
         """Width of the text states that the U-Net reads (128 mini, 768 SD 1.x, 1024 SD 2.x)."""
         return self.unet.config.cross_attention_dim
 
     @property
+    def traits(self):
+        """Return the `Family` that the width tells."""
+        return family_of(self.width)
+
+    @property
     def family(self):
         """Return "mini", "sd1", "sd2", "sdxl", or "width-N" for anything else."""
-        return FAMILIES.get(self.width, f"width-{self.width}")
+        return self.traits.name
 
     @property
     def prediction_type(self):
@@ -62,12 +79,41 @@ class DiffusionParts:
         """Shape of one latent, (C, H, W)."""
         size = self.unet.config.sample_size
         height, width = (size, size) if isinstance(size, int) else size
-        return (self.unet.config.in_channels, height, width)
+        # Of what goes in, an inpainting model's mask is no part of the latent.
+        return (self.unet.config.out_channels, height, width)
 
     @property
     def picture_size(self):
         """Side of a picture in pixels."""
         return self.latent_shape[1] * 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @property
+    def time_ids(self):
+        """Size and crop numbers that SDXL is told, (1, 6): original, corner, target; or None.
+
+        Podell et al. 2023, section 2.2; as its pipeline sets them for an uncropped picture.
+        """
+        if self.unet.config.get("addition_embed_type") != "text_time":
+            return None
+        size = self.picture_size
+        return torch.tensor([[size, size, 0, 0, size, size]], device=self.device, dtype=self.dtype)
+
+    @property
+    def scale_input(self):
+        """Embedding of the guidance scale that an LCM's U-Net reads, (1, G); None for others.
+
+        Luo et al. 2023, section 4.1: sines and cosines of 1000 (w - 1).
+        """
+        width = self.unet.config.get("time_cond_proj_dim")
+        if not width:
+            return None
+        scale = torch.tensor([1000 * (self.embedded_scale - 1)], device=self.device)
+        return get_timestep_embedding(scale, width, flip_sin_to_cos=False).to(self.dtype)
+
+    @property
+    def few_steps(self):
+        """Return the `FewSteps` that a model made for few steps is sampled with, or None."""
+        return few_steps_of(self.unet.config, self.scheduler_config)
 
     def with_unet(self, unet, name):
         """Return the same parts with another U-Net."""
@@ -111,14 +157,24 @@ def load_parts(model=MINI, device="cpu", dtype=torch.float32):
         encoders.append(_load(kind, folder / f"text_encoder{suffix}", device, dtype))
     if not encoders:
         raise ModelError(f"{model}: has no CLIP text encoder; ine needs a Stable Diffusion model")
+    unet = _load(UNet2DConditionModel, folder / "unet", device, dtype)
+    vae = _load(AutoencoderKL, folder / "vae", device, _vae_dtype(folder / "vae", dtype))
     return DiffusionParts(
         name=str(model),
         tokenizers=tuple(tokenizers),
         text_encoders=tuple(encoders),
-        unet=_load(UNet2DConditionModel, folder / "unet", device, dtype),
-        vae=_load(AutoencoderKL, folder / "vae", device, dtype),
+        unet=unet,
+        vae=vae,
         scheduler_config=_read_json(folder / "scheduler" / "scheduler_config.json"),
+        zeros_for_nothing=index.get("force_zeros_for_empty_prompt") is True,
+        beside=everything_masked(unet, vae),
     )
+
+
+def _vae_dtype(folder, dtype):
+    """Return float32 where a VAE says that its activations leave the range of float16 (SDXL's)."""
+    config = _read_json(folder / "config.json") if folder.is_dir() else {}
+    return torch.float32 if config.get("force_upcast") and dtype == torch.float16 else dtype
 
 
 def _read_json(path):

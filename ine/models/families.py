@@ -1,0 +1,95 @@
+"""Families of models: what follows from the width of the text states that a U-Net reads.
+
+A further family is one row; nothing else in the package asks which family a model is of.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """One kind of Stable Diffusion, and what suits it."""
+
+    name: str
+    width: int
+    """Width of the states that cross-attention reads, text encoders side by side."""
+
+    title: str
+    architectures: tuple[tuple[str, str], ...] = ()
+    """(ModelSpec architecture, picture size): what its models usually predict comes first; the
+    second, where there is one, is for models that predict epsilon."""
+
+    encoders: tuple[str, ...] = ("clip",)
+    """Kind of each text encoder: "clip" (OpenAI's) or "open_clip"."""
+
+    uis: bool = True
+    """Whether user interfaces run it, with CLIP's own vocabulary."""
+
+    steps: int = 50
+    guidance_scale: float = 7.5
+    batch: int = 4
+    """Pictures of a unit."""
+
+    compared: int = 4
+    """Pictures of a unit in `ine compare`."""
+
+    probes: int = 8
+    """Pictures of each kind in `ine embedding verify`."""
+
+    def modelspec(self, prediction="v"):
+        """Return (ModelSpec architecture, picture size), or (None, None).
+
+        Args:
+            prediction: "epsilon" or "eps", or anything else for what is usual.
+        """
+        if not self.architectures:
+            return None, None
+        return self.architectures[-1 if prediction in ("epsilon", "eps") else 0]
+
+
+FAMILIES = (
+    Family(
+        name="mini",
+        width=128,
+        title="`mini`, the bundled model of ine",
+        architectures=(("ine-mini", "64x64"),),
+        uis=False,
+        steps=20,
+        guidance_scale=5.0,
+        batch=16,
+        compared=48,
+        probes=16,
+    ),
+    Family(
+        name="sd1",
+        width=768,
+        title="Stable Diffusion 1.x",
+        architectures=(("stable-diffusion-v1", "512x512"),),
+    ),
+    Family(
+        name="sd2",
+        width=1024,
+        title="Stable Diffusion 2.x",
+        architectures=(
+            ("stable-diffusion-v2-768-v", "768x768"),
+            ("stable-diffusion-v2-512", "512x512"),
+        ),
+        encoders=("open_clip",),
+    ),
+    Family(
+        name="sdxl",
+        width=2048,
+        title="Stable Diffusion XL",
+        architectures=(("stable-diffusion-xl-v1-base", "1024x1024"),),
+        encoders=("clip", "open_clip"),
+        batch=2,
+        compared=2,
+    ),
+)
+
+
+def family_of(width):
+    """Return the family of a width; one named "width-N", with ordinary defaults, if unknown."""
+    known = {family.width: family for family in FAMILIES}
+    title = f"a model of text width {width}"
+    return known.get(width) or Family(name=f"width-{width}", width=width, title=title, uis=False)
