@@ -33,6 +33,7 @@ from ine.guidance.gates import Gated, Presence, Window
 from ine.guidance.negative import Matched, Negative
 from ine.guidance.posterior import Belief, Posterior
 from ine.sampling import SamplerSettings, sample_latents
+from ine.text import Reading
 
 SETTINGS = SamplerSettings(steps=6, guidance_scale=5.0, batch=4)
 GATES = {
@@ -255,6 +256,11 @@ def test_a_gate_tells_when_it_is_used_elsewhere(tiny_parts):
     assert notes == [
         "the gate was calibrated with steps 6, here it is 9; its false-open rate may differ"
     ]
+    skipping = replace(SETTINGS, reading=Reading(clip_skip=2))
+    old = replace(found, record={**record, "sampler": {"steps": 6}})
+    for gate in (found, old):
+        (note,) = check_calibrated(gate, [FIRE, SNOW], tiny_parts, skipping)
+        assert "calibrated with clip_skip 1, here it is 2" in note
     with pytest.raises(
         EmbeddingError, match="for the embeddings fire-neg, snow-neg, here are fire"
     ):
@@ -297,7 +303,8 @@ def test_calibrate_on_mini(command, tmp_path):
     assert data["settings"]["measure"] == "cosine"
     assert data["false_open"] == {"wanted": 0.3, "measured": 0.0, "opened": 0, "pictures": 4}
     assert data["prompts"]["source"] == "recipe fire, set benign"
-    assert data["sampler"] == {"scheduler": "ddim", "steps": 4, "guidance_scale": 5.0}
+    made_with = {"scheduler": "ddim", "steps": 4, "guidance_scale": 5.0, "clip_skip": 1}
+    assert data["sampler"] == made_with
     assert [e["trigger"] for e in data["embeddings"]] == ["fire-neg"]
     for key in ("base_fingerprint", "unet_fingerprint"):
         assert data[key].startswith("v1:")

@@ -1,5 +1,7 @@
 import re
 import subprocess
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -112,3 +114,69 @@ def test_the_architecture_page_names_every_part():
             continue
         name = path.stem if path.suffix else f"{path.name}/"
         assert f"`{name}`" in text, name
+
+
+# ------------------------------------------------------------------------ docs/extending.md
+
+
+@pytest.fixture(scope="module")
+def examples():
+    """What the code of docs/extending.md defines."""
+    page = (ROOT / "docs" / "extending.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    # In a module of its own, as dataclasses look theirs up.
+    module = types.ModuleType("extending")
+    sys.modules["extending"] = module
+    for block in blocks:
+        exec(compile(block, "docs/extending.md", "exec"), module.__dict__)
+    yield module
+    del sys.modules["extending"]
+
+
+def test_the_example_of_a_layout_works(examples, tiny_parts, tmp_path, monkeypatch):
+    from ine.errors import CheckpointError
+    from ine.models import layouts
+    from ine.models.checkpoints import lay_weights
+
+    file = tmp_path / "erased.pt"
+    with pytest.raises(CheckpointError, match="keys are like erased, epoch"):
+        examples.check_erased(tiny_parts, file, lay_weights)
+    monkeypatch.setattr(layouts, "LAYOUTS", (examples.ERASED, *layouts.LAYOUTS))
+    examples.check_erased(tiny_parts, file, lay_weights)
+
+
+def test_the_example_of_a_family_works(examples, monkeypatch):
+    import torch
+
+    from ine.embedding import header_of, new_embedding
+    from ine.models import families
+
+    embedding = new_embedding(torch.zeros(1, 1536), "fire-neg", "fire")
+    assert embedding.family == "width-1536"
+    monkeypatch.setattr(families, "FAMILIES", (*families.FAMILIES, examples.WIDE))
+    assert embedding.family == "wide"
+    header = header_of(embedding)
+    assert header["modelspec.architecture"] == "wide-diffusion-v1/textual-inversion"
+    assert header["modelspec.resolution"] == "640x640"
+
+
+def test_the_example_of_a_method_works(examples, tiny_parts):
+    import torch
+
+    from ine.embedding import new_embedding
+    from ine.guidance.additive import Additive
+    from ine.guidance.gates import Gated, Window
+    from ine.guidance.negative import Matched, Negative
+    from ine.sampling import SamplerSettings, sample_latents
+
+    def sample(guidance):
+        return sample_latents(tiny_parts, ["a dog"], [0], guidance, SamplerSettings(steps=3))[0]
+
+    vectors = torch.randn((2, 32), generator=torch.Generator().manual_seed(0))
+    negative = Negative("", (new_embedding(3 * vectors, "fire-neg", "fire"),))
+    for slot in (negative, Matched((negative, Negative("a house")))):
+        found = sample(examples.Halved(slot))
+        torch.testing.assert_close(found, sample(Additive(slot, 0.5)), atol=1e-4, rtol=0)
+        assert not torch.allclose(found, sample(Additive(slot, 0.0)), atol=1e-3)
+    gated = sample(Gated(examples.Halved(negative), Window(0.0, 0.5)))
+    assert not torch.equal(gated, sample(examples.Halved(negative)))

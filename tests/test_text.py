@@ -3,7 +3,7 @@
 import copy
 import logging
 import random
-from types import SimpleNamespace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -234,10 +234,7 @@ def test_two_encoders_stand_side_by_side(tiny_parts, vectors):
     with torch.random.fork_rng():
         torch.manual_seed(2)
         second = CLIPTextModelWithProjection(config).eval().requires_grad_(False)
-    parts = SimpleNamespace(
-        tokenizers=tiny_parts.tokenizers * 2,
-        text_encoders=(first, second),
-    )
+    parts = replace(tiny_parts, tokenizers=tiny_parts.tokenizers * 2, text_encoders=(first, second))
     pair = (vectors, vectors[:, :16].clone())
     plain = encode(parts, ["a fire dog"])
     with_vectors = encode(parts, ["a fire-neg dog"], {"fire-neg": pair})

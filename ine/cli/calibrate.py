@@ -76,6 +76,7 @@ log = logging.getLogger("ine")
 )
 @options.seed
 @options.sampling
+@options.clip_skip
 @options.out
 @options.force
 @options.device
@@ -100,6 +101,7 @@ def calibrate(
     scheduler,
     guidance_scale,
     batch,
+    clip_skip,
     out,
     force,
     device,
@@ -143,7 +145,7 @@ def calibrate(
     base = choose.load_base(name, source, device, dtype)
     parts = choose.lay(base, unet)
     tell_fits(embeddings, parts)
-    sampler = choose.sampler(parts, scheduler, steps, guidance_scale, batch)
+    sampler = choose.sampler(parts, scheduler, steps, guidance_scale, batch, clip_skip)
     taught = {}
     if learning:
         drawer = base if base_examples else None

@@ -81,9 +81,13 @@ def lay(base, unet):
     return parts
 
 
-def sampler(parts, scheduler, steps=None, guidance_scale=None, batch=None):
-    """Return the `SamplerSettings` of `options.sampling`; None leaves what suits the model."""
+def sampler(parts, scheduler, steps=None, guidance_scale=None, batch=None, clip_skip=1):
+    """Return the `SamplerSettings` of `options.sampling`; None leaves what suits the model.
+
+    Prompts are read as UIs read them, weights and all.
+    """
     from ine.sampling import SamplerSettings
+    from ine.text import Reading
 
     usual, few = parts.traits, parts.few_steps
     chosen = SamplerSettings(
@@ -91,6 +95,7 @@ def sampler(parts, scheduler, steps=None, guidance_scale=None, batch=None):
         steps=steps or (few or usual).steps,
         guidance_scale=guidance_scale or (few or usual).guidance_scale,
         batch=batch or usual.batch,
+        reading=Reading(weights=True, clip_skip=clip_skip),
     )
     if few:
         log.info(

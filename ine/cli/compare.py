@@ -135,6 +135,7 @@ def compare(
     from ine.guidance.calibrate import check_calibrated, read_calibration
     from ine.recipe import load_recipe
     from ine.sampling import SamplerSettings
+    from ine.text import Reading
 
     recipe = load_recipe(concept)
     names = tuple(dict.fromkeys(find_method(name).name for name in methods)) or USUAL
@@ -156,6 +157,7 @@ def compare(
         steps=steps or (recipe.tuning.steps if recipe.tuning else 50),
         guidance_scale=(recipe.tuning or recipe.pictures).guidance_scale,
         batch=batch or parts.traits.compared,
+        reading=Reading(weights=True),
     )
     gate = None
     if gate_file:

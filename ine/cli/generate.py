@@ -42,15 +42,7 @@ log = logging.getLogger("ine")
     help="Pictures per prompt, seeds counted up.",
 )
 @options.sampling
-@click.option(
-    "--clip-skip",
-    type=click.IntRange(1),
-    default=1,
-    show_default=True,
-    metavar="N",
-    help="Layer of the text encoder that speaks, counted from the last as UIs do: 1 is the last, "
-    "2 the one before it (diffusers calls that 1).",
-)
+@options.clip_skip
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -93,14 +85,11 @@ def generate(
     blurs what that recipe's detector flags; the pictures themselves stay as they are.
     """
     texts = choose.read_prompts(given, prompts)
-    from dataclasses import replace
-
     from ine.embedding import read_embedding, tell_fits
     from ine.gallery import GalleryPlan, fill_gallery, flagger_for
     from ine.guidance.table import describe
     from ine.models.fingerprint import exact_digest
     from ine.sampling import PictureRequest
-    from ine.text import Reading
 
     embeddings = tuple(read_embedding(path) for path in embedding_files)
     name, source = "mini", "no --model"
@@ -110,8 +99,7 @@ def generate(
     base = choose.load_base(name, source, device, dtype)
     parts = choose.lay(base, unet)
     tell_fits(embeddings, parts)
-    sampler = choose.sampler(parts, scheduler, steps, guidance_scale, batch)
-    sampler = replace(sampler, reading=Reading(weights=True, clip_skip=clip_skip))
+    sampler = choose.sampler(parts, scheduler, steps, guidance_scale, batch, clip_skip)
     method = guidance_of(parts, sampler, embeddings, negative_prompt, guided)
     requests = tuple(
         PictureRequest(prompt=text, seed=seed + k)
@@ -129,8 +117,6 @@ def generate(
         "guidance_scale": sampler.guidance_scale,
         **_reading_record(sampler.reading, [*texts, method.negative.prompt()]),
     }
-    if clip_skip != 1 and guided["gate_file"]:
-        log.info("note: the gate was calibrated without clip skip; its false-open rate may differ")
     with bar(len(requests), "pictures") as update:
         rows = fill_gallery(
             out,

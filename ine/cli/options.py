@@ -118,6 +118,15 @@ unet = click.option(
     help="Unlearned weights to lay over the base model; may be repeated, laid in order. A weight "
     "scales the difference from the base.",
 )
+clip_skip = click.option(
+    "--clip-skip",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Layer of the text encoder that speaks, counted from the last as UIs do: 1 is the last, "
+    "2 the one before it (diffusers calls that 1).",
+)
 several = click.option(
     "--several",
     type=click.Choice(["join", "match"]),

@@ -52,6 +52,7 @@ def exit_codes():
     rows = [(0, "Success."), (2, "The command line itself is wrong.")]
     rows += [(errors.IneError.exit_code, "Anything else that a user can mend.")]
     rows += [(k.exit_code, inspect.cleandoc(k.__doc__).splitlines()[0]) for k in kinds]
+    rows += [(errors.LIFELESS, "An embedding fits, and is not alive (`ine embedding verify`).")]
     rows += [(BUG, "A bug in ine; `--debug` shows the traceback."), (INTERRUPTED, "Interrupted.")]
     lines = [f"| {code} | {text} |" for code, text in sorted(rows)]
     return "\n".join(["## Exit codes", "", "| code | meaning |", "|---|---|", *lines])

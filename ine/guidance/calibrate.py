@@ -16,7 +16,7 @@ import torch
 from ine.embedding import ConceptEmbedding, fingerprints
 from ine.errors import EmbeddingError, IneError, did_you_mean
 from ine.files import JSON_LIMIT, check_free, read_within, sha256_of, write_json
-from ine.guidance.cfg import ClassifierFree
+from ine.guidance.additive import Additive
 from ine.guidance.gates import Gate, Gated, Presence, Window, query_steps
 from ine.guidance.posterior import Belief, Posterior
 from ine.guidance.recognition import Probe, Recognition
@@ -70,7 +70,8 @@ def gate_scores(sample, parts, prompts, seeds, negative, gate, settings, progres
     for first in range(0, len(prompts), settings.batch):
         cut = slice(first, first + settings.batch)
         watching = _Watching(never_opening(gate))
-        guidance = Gated(ClassifierFree(negative), watching)
+        # A method that asks about nothing of its own, and that no scale makes meaningless.
+        guidance = Gated(Additive(negative, 0.0), watching)
 
         def stop(step):
             # A posterior judges what it probed one step later.
@@ -337,7 +338,9 @@ def check_calibrated(calibration, embeddings, parts, settings=None):
         )
     if settings is not None:
         now = sampler_record(settings)
-        for name, value in record.get("sampler", {}).items():
+        # Gates from before there was a clip skip do not state it.
+        made_with = {"clip_skip": 1, **record["sampler"]} if record.get("sampler") else {}
+        for name, value in made_with.items():
             if name in now and now[name] != value:
                 notes.append(
                     f"the gate was calibrated with {name} {value}, here it is {now[name]}; its "
@@ -352,4 +355,5 @@ def sampler_record(settings):
         "scheduler": settings.scheduler,
         "steps": settings.steps,
         "guidance_scale": settings.guidance_scale,
+        "clip_skip": settings.reading.clip_skip,
     }

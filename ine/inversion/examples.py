@@ -28,7 +28,7 @@ from ine.inversion.preview import WithVectors, choose
 from ine.recipe import pairs
 from ine.runtime import generator_for, seed_for
 from ine.sampling import alpha_bar_at, decode_latents, make_scheduler, run_unet, sample_latents
-from ine.text import encode_nothing
+from ine.text import LITERAL, encode_nothing
 
 FEWEST = 32
 """Pictures of each kind without which a probe is not worth fitting."""
@@ -46,7 +46,7 @@ class Examples:
 
 
 @torch.no_grad()
-def noised_features(parts, latents, t, alpha_bar, generator, batch=32):
+def noised_features(parts, latents, t, alpha_bar, generator, batch=32, reading=LITERAL):
     """Return features of clean latents at a noise level, (N, F).
 
     Args:
@@ -56,10 +56,11 @@ def noised_features(parts, latents, t, alpha_bar, generator, batch=32):
         alpha_bar: Its signal power, in (0, 1].
         generator: A CPU `torch.Generator`.
         batch: Rows per call.
+        reading: How the text, which is none, is read.
     """
     noise = torch.randn(latents.shape, generator=generator)
     noisy = noised(latents, noise, torch.tensor(alpha_bar)).split(batch)
-    empty = encode_nothing(parts)
+    empty = encode_nothing(parts, reading)
     found = []
     with listening(parts.unet) as heard:
         for rows in noisy:
@@ -157,7 +158,7 @@ def make_examples(
             for number, (t, alpha_bar) in enumerate(levels):
                 noise = generator_for(seed, "examples", kind, first, number)
                 unit[f"features.{number}"] = noised_features(
-                    parts, latents.float().cpu(), t, alpha_bar, noise
+                    parts, latents.float().cpu(), t, alpha_bar, noise, reading=settings.reading
                 )
             write_bytes(path, save(unit, {"key": unit_key}))
         units.append(unit)

@@ -8,11 +8,13 @@ fixed pattern of signs, relative to their norms. Rounding to bfloat16 moves such
 """
 
 import hashlib
+import math
 
 import torch
 
 TENSORS = 16
 TOLERANCE = 7e-3
+PIECE = 2**20
 
 
 def fingerprint(module):
@@ -35,12 +37,18 @@ def spread(items, count):
 
 def projection(tensor):
     """Return sum(signs * x) / |x| for a fixed pattern of signs; of the order of 1."""
-    flat = tensor.detach().flatten().double().cpu()
-    # A hash of the position (splitmix64's mixing): the same everywhere, no generator involved.
-    mixed = torch.arange(flat.numel(), dtype=torch.int64) * -7046029254386353131
-    mixed = (mixed ^ (mixed >> 30)) * -4658895280553007687
-    signs = ((mixed >> 33) & 1).double() * 2 - 1
-    return (flat @ signs / flat.norm().clamp_min(1e-12)).item()
+    flat, total, square, at = tensor.detach().flatten(), 0.0, 0.0, 0
+    # In pieces: a token table in float64, with its positions, would take a gigabyte.
+    for piece in flat.split(PIECE):
+        piece = piece.double().cpu()
+        # A hash of the position (splitmix64's mixing): the same everywhere, no generator involved.
+        mixed = torch.arange(at, at + len(piece), dtype=torch.int64) * -7046029254386353131
+        mixed = (mixed ^ (mixed >> 30)) * -4658895280553007687
+        signs = ((mixed >> 33) & 1).double() * 2 - 1
+        total += (piece @ signs).item()
+        square += piece.square().sum().item()
+        at += len(piece)
+    return total / max(math.sqrt(square), 1e-12)
 
 
 def same_weights(one, other):
