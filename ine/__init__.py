@@ -12,6 +12,9 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "ConceptEmbedding": "ine.embedding",
     "read_embedding": "ine.embedding",
+    "write_embedding": "ine.embedding",
+    "convert_embedding": "ine.formats.export",
+    "load_into_pipeline": "ine.formats.pipelines",
     "load_parts": "ine.models.parts",
     "lay_weights": "ine.models.checkpoints",
     "invert": "ine.inversion.invert",
