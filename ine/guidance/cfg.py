@@ -32,8 +32,8 @@ def check_guided(scale, negative, who):
         raise IneError(
             f"{who}: with a guidance scale of {scale:g} the negative {negative.name!r} stands in "
             "no term of the prediction and steers nothing; what works is additive with a strength "
-            "(--guidance additive --negative-strength 1), sld or safree, or a scale above 1 where "
-            "the model was made for guidance"
+            "(--guidance additive --negative-strength 1) or sld, or a scale above 1 where the "
+            "model was made for guidance"
         )
 
 

@@ -1,8 +1,7 @@
 """Models that were distilled to make a picture in few steps, and how they are sampled.
 
 Most of them make it without classifier-free guidance, so that nothing stands where a negative
-would: what works on them are methods with a term of their own (`additive`, `sld`) or that change
-the prompt (`safree`).
+would: what works on them are methods with a term of their own (`additive`, `sld`, `dynamic`).
 """
 
 from collections.abc import Callable
