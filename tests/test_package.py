@@ -21,7 +21,7 @@ TOP_LEVEL = {
 LAYERS = [
     {"errors"},
     {"files", "runtime", "recipe", "weights_in_prompts"},
-    {"embedding", "formats", "models", "pictures"},
+    {"embedding", "formats", "models", "pictures", "prompts"},
     {"guidance", "judging", "text"},
     {"evaluation", "gallery", "guider", "inversion", "protection", "sampling", "unlearning"},
     {"verification"},

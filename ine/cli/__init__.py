@@ -42,6 +42,7 @@ COMMANDS = {
     "demo": ("ine.cli.demo", "demo", "Tell the whole story on the bundled model, with a report."),
     "embedding": ("ine.cli.embedding", "embedding", "Look into, check and convert embeddings."),
     "unet": ("ine.cli.unet", "unet", "Look into unlearned weights, or merge them for other UIs."),
+    "prompts": ("ine.cli.prompts", "prompts", "Look into prompt files and check them."),
     "recipe": ("ine.cli.recipe", "recipe", "List, show, check and copy concept recipes."),
 }
 """Name -> (module, attribute, one line for `ine --help`), in the order of a user's work."""

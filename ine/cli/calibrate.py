@@ -26,7 +26,8 @@ log = logging.getLogger("ine")
     "--prompts",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Benign prompts, one a line; without it, the recipe's set `benign`.",
+    help="Benign prompts: a file or a set, as `ine generate` reads them; without it, the recipe's "
+    "set `benign`.",
 )
 @click.option(
     "--concept",

@@ -110,25 +110,42 @@ def sampler(parts, scheduler, steps=None, guidance_scale=None, batch=None, clip_
 
 
 def read_prompts(given, file):
-    """Return the prompts of `--prompt` and `--prompts`, in order.
+    """Return the texts of `read_prompt_rows`."""
+    return [row.prompt for row in read_prompt_rows(given, file)]
+
+
+def read_prompt_rows(given, file):
+    """Return the rows of `--prompt` and `--prompts`, in order; texts have nothing but a prompt.
 
     Raises:
-        PromptError: There is none, the file cannot be read, or a prompt is empty.
+        PromptError: There is none, the file cannot be read, a prompt is empty, or screening
+            refuses a prompt that was given by itself. Such rows of a file are left out, counted.
     """
     from ine.errors import PromptError
+    from ine.prompts.finding import find_prompt_set
+    from ine.prompts.rows import PromptRow
+    from ine.prompts.screening import is_refused
 
-    texts = list(given)
-    if file:
-        try:
-            lines = file.read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise PromptError(f"{file}: cannot be read as UTF-8 text ({error})") from error
-        found = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
-        if not found:
-            raise PromptError(f"{file}: holds no prompt; one a line is expected")
-        texts += found
-    if not texts:
-        raise PromptError("no prompt: give --prompt TEXT or --prompts FILE")
-    if any(not text.strip() for text in texts):
+    if any(not text.strip() for text in given):
         raise PromptError("--prompt '': a prompt is empty; for an unconditional picture give '.'")
-    return texts
+    if any(is_refused(text) for text in given):
+        raise PromptError(
+            "--prompt: refused; it is sexual and refers to minors, or reads like it "
+            "(docs/prompts.md)"
+        )
+    rows = [PromptRow(id=str(number), prompt=text) for number, text in enumerate(given)]
+    if file:
+        found = find_prompt_set(file)
+        if found.refused:
+            log.warning(
+                "%s: %d of %d rows are refused by screening and left out (docs/prompts.md)",
+                file,
+                found.refused,
+                found.read,
+            )
+        if found.encoding != "utf-8":
+            log.info("%s: read as %s", file, found.encoding)
+        rows += found.rows
+    if not rows:
+        raise PromptError("no prompt: give --prompt TEXT or --prompts FILE")
+    return tuple(rows)

@@ -27,7 +27,7 @@ log = logging.getLogger("ine")
     "--prompts",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="A text file of prompts to show, one a line.",
+    help="Prompts to show: a file or a set, as `ine generate` reads them.",
 )
 @click.option(
     "--negative-embedding",
@@ -63,7 +63,7 @@ log = logging.getLogger("ine")
     default="implying_tuning",
     show_default=True,
     metavar="SET|FILE",
-    help="Prompts that imply the concept: a prompt set of the recipe, or a text file.",
+    help="Prompts that imply the concept: a prompt set of the recipe, or a file.",
 )
 @click.option(
     "--benign",
@@ -185,6 +185,8 @@ def _prompts(given, file):
 
 def _set(recipe, given):
     """Return the name of a prompt set, or the prompts of a file."""
-    if given in recipe.prompt_sets or not Path(given).is_file():
+    from ine.prompts.finding import is_there
+
+    if given in recipe.prompt_sets or not is_there(given):
         return given
     return tuple(choose.read_prompts((), Path(given)))

@@ -19,7 +19,8 @@ log = logging.getLogger("ine")
     "--prompts",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="A text file, one prompt a line.",
+    help="Prompts: a text file with one a line, a csv, jsonl or json file, or a set such as "
+    "mini:fire/benign (see `ine prompts`). Rows that bring a seed use it, unless --seed is given.",
 )
 @click.option("--negative-prompt", default="", metavar="TEXT", help="Negative text.")
 @click.option(
@@ -84,7 +85,8 @@ def generate(
     on where it stopped. With an embedding or weights of a recipe about people, the contact sheet
     blurs what that recipe's detector flags; the pictures themselves stay as they are.
     """
-    texts = choose.read_prompts(given, prompts)
+    rows = choose.read_prompt_rows(given, prompts)
+    texts = [row.prompt for row in rows]
     from ine.embedding import read_embedding, tell_fits
     from ine.gallery import GalleryPlan, fill_gallery, flagger_for
     from ine.guidance.table import describe
@@ -102,8 +104,8 @@ def generate(
     sampler = choose.sampler(parts, scheduler, steps, guidance_scale, batch, clip_skip)
     method = guidance_of(parts, sampler, embeddings, negative_prompt, guided)
     requests = tuple(
-        PictureRequest(prompt=text, seed=seed + k)
-        for text in texts
+        PictureRequest(prompt=row.prompt, seed=first + k)
+        for row, first in zip(rows, _seeds(rows, seed), strict=True)
         for k in range(images_per_prompt)
     )
     settings = {
@@ -132,6 +134,21 @@ def generate(
         click.echo(json.dumps({"out": str(out), "pictures": rows}, indent=2, ensure_ascii=False))
         return
     click.echo(f"wrote {len(rows)} pictures to {out} (sheet.png, index.jsonl)")
+
+
+def _seeds(rows, seed):
+    """Return the first seed of each row: its own, unless the user gave `--seed`; said aloud."""
+    context = click.get_current_context()
+    asked = context.get_parameter_source("seed") is not click.core.ParameterSource.DEFAULT
+    own = sum(row.seed is not None for row in rows)
+    if own and asked:
+        log.info("seeds: %d for all prompts (--seed), not those of the file", seed)
+    elif own:
+        others = f", the others {seed}" if own < len(rows) else ""
+        log.info("seeds: %d of %d prompts bring their own%s", own, len(rows), others)
+    if any(row.guidance or row.width or row.height for row in rows):
+        log.info("note: guidance and size in the prompt file are not used by this command")
+    return [seed if asked or row.seed is None else row.seed for row in rows]
 
 
 def _reading_record(reading, texts):

@@ -1,0 +1,1 @@
+"""Prompt sets: the files that people have, screened, and the named sets of the bundled model."""
