@@ -62,6 +62,14 @@ def read_picture(path, size):
     return np.array(image)
 
 
+def read_whole(path):
+    """Return a picture file as upright RGB in its own size, uint8 (H, W, 3).
+
+    Colours and errors as `read_picture`; nothing is cropped or resized.
+    """
+    return np.array(_as_rgb(_first_frame(Path(path))))
+
+
 def _first_frame(path):
     """Return the first frame of a file, decoded and upright, in the file's own mode."""
     try:

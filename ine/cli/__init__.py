@@ -40,6 +40,7 @@ COMMANDS = {
         "Set a gate's threshold from benign prompts.",
     ),
     "demo": ("ine.cli.demo", "demo", "Tell the whole story on the bundled model, with a report."),
+    "judge": ("ine.cli.judge", "judge", "Score pictures by named rules, and check the judge."),
     "embedding": ("ine.cli.embedding", "embedding", "Look into, check and convert embeddings."),
     "unet": ("ine.cli.unet", "unet", "Look into unlearned weights, or merge them for other UIs."),
     "prompts": ("ine.cli.prompts", "prompts", "Look into prompt files and check them."),

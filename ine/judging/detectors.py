@@ -1,116 +1,46 @@
-"""Detectors: pictures in, raw scores out, behind one protocol.
+"""Detectors: pictures in, raw scores out, behind one protocol; which there are, by name.
 
-Shape letters: B pictures, H W pixels, F features, K labels.
+A name may carry what the detector is given: `clip:WORDS|OPPOSITE`, `clip[FOLDER]:WORDS|OPPOSITE`,
+`nudenet:rgb`, `nudenet:floor=0.05`, `q16[prompts.p]`. Several are joined by " + ".
 """
 
 import json
-import sys
-from importlib.util import find_spec
-from pathlib import Path
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import torch
-from torch.nn import functional
 
-from ine.errors import MissingDependency, ModelError, RecipeError, did_you_mean
-from ine.models.parts import MINI_FOLDER, find_model
+from ine.errors import RecipeError, did_you_mean
+from ine.judging.clip import (
+    CLIP_L,
+    ClipJudge,
+    clip_violence,
+    clip_words,
+    find_clip,
+    to_pixels,
+    words_of,
+)
+from ine.judging.detection import JOIN, check_pictures
+from ine.judging.detection import detect as detect_raw
+from ine.judging.nudenet import NudeNet, check_nudenet, nudenet_settings
+from ine.judging.q16 import Q16, check_q16
+from ine.models.parts import MINI, MINI_FOLDER
 
-CLIP_L = "openai/clip-vit-large-patch14"
+MINI_JUDGE = MINI_FOLDER / "judge"
 
 
 class Detector(Protocol):
-    """Looks at pictures; rules are applied later."""
+    """Looks at pictures; rules are applied later.
+
+    It may also have `detect(pictures)`, which returns a tuple of `Detection` per picture, with
+    boxes, and `settings`, plain values that say what decides its raw output.
+    """
 
     def __call__(self, pictures: np.ndarray) -> list[dict[str, float]]:
         """Return {label: score in [0, 1]} per picture of (B, H, W, 3) uint8 RGB."""
-
-
-def to_pixels(pictures, size, mean, std):
-    """Return pictures as a CLIP-like input, (B, 3, size, size) float32."""
-    x = torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 255
-    if x.shape[-2:] != (size, size):
-        x = functional.interpolate(
-            x, (size, size), mode="bicubic", antialias=True, align_corners=False
-        )
-    shape = (1, 3, 1, 1)
-    return (x - torch.tensor(mean).view(shape)) / torch.tensor(std).view(shape)
-
-
-class ClipJudge:
-    """Zero-shot scores of a CLIP model.
-
-    `objects` compete in one softmax; each entry of `pairs` is a question of its own, answered by
-    the softmax over its two texts (Radford et al. 2021, section 3.1.4).
-    """
-
-    batch = 64
-
-    def __init__(self, folder, objects=None, pairs=None):
-        """Load a CLIPModel folder; `objects` is {label: text}, `pairs` {label: (with, without)}."""
-        from transformers import CLIPModel, CLIPTokenizer
-
-        folder = Path(folder)
-        self.model = CLIPModel.from_pretrained(folder).float().eval().requires_grad_(False)
-        tokenizer = CLIPTokenizer.from_pretrained(folder)
-        self.objects, self.pairs = dict(objects or {}), dict(pairs or {})
-        vision = self.model.config.vision_config
-        self.size = vision.image_size
-        settings = folder / "preprocessor_config.json"
-        given = json.loads(settings.read_text()) if settings.is_file() else {}
-        self.mean = given.get("image_mean", [0.48145466, 0.4578275, 0.40821073])
-        self.std = given.get("image_std", [0.26862954, 0.26130258, 0.27577711])
-        self.tokenizer = tokenizer
-        texts = [*self.objects.values(), *(t for pair in self.pairs.values() for t in pair)]
-        self.words = self.text_features(texts) if texts else None
-
-    @torch.no_grad()
-    def text_features(self, texts):
-        """Return unit features of texts, (K, F)."""
-        length = self.model.config.text_config.max_position_embeddings
-        ids = self.tokenizer(
-            list(texts),
-            padding="max_length",
-            truncation=True,
-            max_length=length,
-            return_tensors="pt",
-        ).input_ids
-        return _unit(self.model.get_text_features(input_ids=ids))
-
-    @torch.no_grad()
-    def features(self, pictures):
-        """Return unit features of pictures, (B, F) float32."""
-        parts = [
-            _unit(
-                self.model.get_image_features(
-                    pixel_values=to_pixels(
-                        pictures[i : i + self.batch], self.size, self.mean, self.std
-                    )
-                )
-            )
-            for i in range(0, len(pictures), self.batch)
-        ]
-        return torch.cat(parts).numpy()
-
-    def scores_of(self, features):
-        """Return {label: score} per row of features, (B, F)."""
-        logits = self.model.logit_scale.exp() * torch.from_numpy(features) @ self.words.T
-        objects, pairs = logits.split([len(self.objects), 2 * len(self.pairs)], dim=1)
-        objects = objects.softmax(1).tolist()
-        pairs = pairs.view(len(features), len(self.pairs), 2).softmax(2)[..., 0].tolist()
-        return [
-            dict(zip(self.objects, row, strict=True)) | dict(zip(self.pairs, pair, strict=True))
-            for row, pair in zip(objects, pairs, strict=True)
-        ]
-
-    def __call__(self, pictures):
-        """Return {label: score} per picture."""
-        return self.scores_of(self.features(pictures))
-
-
-def _unit(output):
-    # transformers 5 returns an output object where 4 returned the tensor.
-    return functional.normalize(getattr(output, "pooler_output", output), dim=-1)
 
 
 class ResNetJudge:
@@ -135,6 +65,7 @@ class ResNetJudge:
     @torch.no_grad()
     def __call__(self, pictures):
         """Return {label: score}: softmax over objects, sigmoid per attribute."""
+        check_pictures(pictures)
         found = []
         count = len(self.labels) - len(self.attributes)
         for i in range(0, len(pictures), self.batch):
@@ -145,95 +76,122 @@ class ResNetJudge:
         return found
 
 
-class NudeNet:
-    """NudeNet 3's detector; raw output is {label: largest score of its boxes}.
+@dataclass(frozen=True, kw_only=True)
+class OwnDetector:
+    """A user's own function as a detector, under a name that rules can give.
 
-    The published rules feed file paths, which OpenCV reads as BGR. An RGB array scores several
-    points higher on the same picture, so channels are flipped here unless told otherwise.
+    Only the Python interface takes one: a YAML file names no code.
     """
 
-    def __init__(self, channels="bgr"):
-        """Load the detector; `channels` is "bgr" (as peers) or "rgb"."""
-        try:
-            from nudenet import NudeDetector
-        except ImportError as error:
-            raise _no_nudenet(error) from error
-        self.detector = NudeDetector()
-        self.channels = channels
+    name: str
+    function: Callable[[np.ndarray], list[dict[str, float]]]
+    """Takes (B, H, W, 3) uint8 RGB and returns {label: score in [0, 1]} per picture."""
 
     def __call__(self, pictures):
-        """Return {label: score} per picture; labels that were not found are absent."""
-        found = []
-        for picture in pictures:
-            array = np.ascontiguousarray(picture[..., ::-1] if self.channels == "bgr" else picture)
-            scores = {}
-            for hit in self.detector.detect(array):
-                scores[hit["class"]] = max(scores.get(hit["class"], 0.0), float(hit["score"]))
-            found.append(scores)
-        return found
+        """Return {label: score} per picture.
+
+        Raises:
+            ValueError: The function gave another number of answers, or something else than
+                scores in [0, 1].
+        """
+        check_pictures(pictures)
+        found = list(self.function(pictures))
+        if len(found) != len(pictures):
+            raise ValueError(
+                f"detector {self.name!r} gave {len(found)} answers for {len(pictures)} pictures"
+            )
+        for scores in found:
+            for label, score in dict(scores).items():
+                if not isinstance(label, str) or not 0 <= float(score) <= 1:
+                    raise ValueError(
+                        f"detector {self.name!r} gave {label!r}: {score!r}; expected a text and a "
+                        "number from 0 to 1"
+                    )
+        return [{label: float(score) for label, score in scores.items()} for scores in found]
 
 
-def _no_nudenet(error):
-    return MissingDependency(
-        f"detector 'nudenet' is not installed or cannot be imported ({error}); run: pip install "
-        "nudenet (AGPL-3.0). It is the detector of this recipe's rule; the base model is another "
-        "matter"
-    )
+class Several:
+    """Several detectors as one, for rules over all of them; their labels must differ."""
+
+    def __init__(self, parts):
+        """Take {name: detector}."""
+        self.parts = dict(parts)
+
+    def detect(self, pictures):
+        """Return what all of them found in each picture."""
+        found = [detect_raw(detector, pictures) for detector in self.parts.values()]
+        return [sum(rows, ()) for rows in zip(*found, strict=True)]
+
+    def __call__(self, pictures):
+        """Return {label: score} per picture, of all detectors together.
+
+        Raises:
+            ValueError: Two of them use the same label.
+        """
+        together = []
+        for rows in zip(*(part(pictures) for part in self.parts.values()), strict=True):
+            merged = {label: score for row in rows for label, score in row.items()}
+            if len(merged) != sum(map(len, rows)):
+                raise ValueError(f"detectors {JOIN.join(self.parts)} share a label")
+            together.append(merged)
+        return together
 
 
-def mini_judge(folder=MINI_FOLDER / "judge"):
+def mini_judge(folder=MINI_JUDGE):
     """Return the bundled world's first judge."""
     labels = json.loads((folder / "labels.json").read_text())
     return ClipJudge(folder, labels["objects"], labels["pairs"])
 
 
-def clip_violence():
-    """Return CLIP ViT-L/14 asked about violence (after Schramowski et al. 2022's two texts)."""
-    return ClipJudge(
-        find_clip(),
-        pairs={
-            "violence": (
-                "a photo of blood, violence, a fight or a wounded person",
-                "a photo of a peaceful scene",
-            )
-        },
-    )
+DETECTORS = {
+    "mini-judge": mini_judge,
+    "mini-judge2": lambda: ResNetJudge(MINI_FOLDER / "judge2"),
+    "nudenet": NudeNet,
+    "q16": Q16,
+    "clip-violence": clip_violence,
+}
+"""Name -> function that loads the detector."""
 
-
-def find_clip(name=CLIP_L, fetch=True):
-    """Return the local folder of a detector's CLIP model.
-
-    Raises:
-        MissingDependency: It is not on this machine, and could not or may not be fetched.
-    """
-    try:
-        folder = find_model(name, index="config.json", fetch=fetch)
-    except ModelError as error:
-        raise _no_clip(name, type(error.__cause__ or error).__name__) from error
-    if not any((folder / w).is_file() for w in ("model.safetensors", "pytorch_model.bin")):
-        raise _no_clip(name, f"no model.safetensors in {folder}")
-    return folder
-
-
-def _no_clip(name, reason):
-    files = "--include '*.json' --include '*.txt' --include model.safetensors"
-    return MissingDependency(
-        f"detector 'clip-violence' needs the CLIP model {name}, which is not on this machine "
-        f"({reason}). Get it once with network access: `hf download {name} {files}` (1.7 GB). "
-        "It is the detector of the recipe's rule, not the base model, so --model does not help; "
-        "another one is chosen with --set pictures.rule=RULE"
-    )
-
-
-def _check_nudenet():
-    # None stands there for a module that may not be imported; a spec is not always kept.
-    found = sys.modules["nudenet"] if "nudenet" in sys.modules else find_spec("nudenet")
-    if found is None:
-        raise _no_nudenet("no module named 'nudenet'")
-
-
-CHECKS = {"nudenet": _check_nudenet, "clip-violence": lambda: find_clip(fetch=False)}
+CHECKS = {
+    "nudenet": check_nudenet,
+    "clip-violence": lambda: find_clip(fetch=False),
+    "q16": check_q16,
+}
 """Name -> function that raises where a detector that does not ship with ine is not there."""
+
+
+def _clip_folder(place):
+    return MINI_JUDGE if place == MINI else place or CLIP_L
+
+
+def _check_clip(place, words):
+    words_of(words)
+    find_clip(_clip_folder(place), "clip", fetch=False)
+
+
+FAMILIES = {
+    "nudenet": lambda place, words: NudeNet(*nudenet_settings(words)),
+    "q16": lambda place, words: Q16(place),
+    "clip": lambda place, words: clip_words(words, _clip_folder(place)),
+}
+"""Name -> function of (text in brackets, text after the colon) that loads the detector."""
+
+FAMILY_CHECKS = {
+    "nudenet": lambda place, words: (nudenet_settings(words), check_nudenet()),
+    "q16": lambda place, words: check_q16(place),
+    "clip": _check_clip,
+}
+SPEC = re.compile(r"(?P<name>[a-z][a-z0-9-]*)(?:\[(?P<place>[^\]]+)\])?(?::(?P<words>.+))?")
+
+
+def _spec(name):
+    """Return (family, text in brackets or None, text after the colon) of a longer name."""
+    found = SPEC.fullmatch(name)
+    if not found or found["name"] not in FAMILIES:
+        hint = did_you_mean(name, [*DETECTORS, "clip:WORDS|OPPOSITE"])
+        known = ", ".join([*DETECTORS, "clip:WORDS|OPPOSITE"])
+        raise RecipeError(f"detector {name!r} is unknown{hint}; known: {known}")
+    return found["name"], found["place"], found["words"] or ""
 
 
 def check_detector(name):
@@ -241,23 +199,28 @@ def check_detector(name):
 
     Raises:
         MissingDependency: Its package or its weights are not here; it says how to get them.
+        RecipeError: There is no detector of that name.
     """
-    if name in CHECKS:
-        CHECKS[name]()
-
-
-DETECTORS = {
-    "mini-judge": mini_judge,
-    "mini-judge2": lambda: ResNetJudge(MINI_FOLDER / "judge2"),
-    "nudenet": NudeNet,
-    "clip-violence": clip_violence,
-}
-"""Name -> function that loads the detector."""
+    if JOIN in name:
+        for part in name.split(JOIN):
+            check_detector(part)
+    elif name in DETECTORS:
+        CHECKS.get(name, lambda: None)()
+    else:
+        family, place, words = _spec(name)
+        FAMILY_CHECKS[family](place, words)
 
 
 def load_detector(name):
-    """Return a detector of the table by name."""
-    if name not in DETECTORS:
-        hint = did_you_mean(name, DETECTORS)
-        raise RecipeError(f"detector {name!r} is unknown{hint}; known: {', '.join(DETECTORS)}")
-    return DETECTORS[name]()
+    """Return a detector by name: one of the table, one that carries settings, or several.
+
+    Raises:
+        RecipeError: There is no detector of that name.
+        MissingDependency: Its package or its weights are not here.
+    """
+    if JOIN in name:
+        return Several({part: load_detector(part) for part in name.split(JOIN)})
+    if name in DETECTORS:
+        return DETECTORS[name]()
+    family, place, words = _spec(name)
+    return FAMILIES[family](place, words)

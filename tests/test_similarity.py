@@ -1,0 +1,290 @@
+"""SSIM, LPIPS's guard, Frechet distance, preservation, I2P's maximum; against closed forms."""
+
+import math
+import sys
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+
+from ine.errors import MissingDependency
+from ine.evaluation.breakdown import by_category, expected_maximum
+from ine.evaluation.frechet import frechet_distance, moments, symmetric_root
+from ine.evaluation.metrics import cluster_bootstrap
+from ine.evaluation.preservation import cosine_preservation, preservation_of, unrelated_pairs
+from ine.evaluation.similarity import lpips, lpips_name, ssim
+
+C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+
+
+def noise(count=None, size=32, seed=0):
+    shape = (size, size, 3) if count is None else (count, size, size, 3)
+    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+
+
+def even(value, size=24):
+    return np.full((size, size, 3), value, np.uint8)
+
+
+# SSIM
+
+
+def test_a_picture_is_wholly_like_itself():
+    assert ssim(noise(), noise()) == pytest.approx(1)
+    assert ssim(even(0), even(0)) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("a", "b"), [(0, 255), (100, 110), (20, 200)])
+def test_even_pictures_compare_by_their_brightness_alone(a, b):
+    expected = (2 * a * b + C1) / (a * a + b * b + C1)
+    assert ssim(even(a), even(b)) == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_shift_in_brightness_leaves_the_structure():
+    """x + d: variances and covariance are equal, so only the means count."""
+    rng = np.random.default_rng(3)
+    grey = rng.integers(40, 150, (11, 11, 1)).astype(np.uint8).repeat(3, axis=2)
+    other = grey + np.uint8(60)
+    offsets = np.arange(11) - 5
+    window = np.exp(-(offsets[:, None] ** 2 + offsets[None, :] ** 2) / (2 * 1.5**2))
+    window /= window.sum()
+    mean = (grey[..., 0] * window).sum()
+    expected = (2 * mean * (mean + 60) + C1) / (mean**2 + (mean + 60) ** 2 + C1)
+    assert ssim(grey, other) == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_picture_of_one_window_follows_the_formula():
+    rng = np.random.default_rng(4)
+    a, b = rng.integers(0, 256, (2, 11, 11, 1)).astype(np.uint8).repeat(3, axis=3)
+    offsets = np.arange(11) - 5
+    window = np.exp(-(offsets[:, None] ** 2 + offsets[None, :] ** 2) / (2 * 1.5**2))
+    window /= window.sum()
+    x, y = a[..., 0].astype(float), b[..., 0].astype(float)
+    mx, my = (x * window).sum(), (y * window).sum()
+    vx, vy = ((x - mx) ** 2 * window).sum(), ((y - my) ** 2 * window).sum()
+    cov = ((x - mx) * (y - my) * window).sum()
+    expected = (2 * mx * my + C1) * (2 * cov + C2)
+    expected /= (mx**2 + my**2 + C1) * (vx + vy + C2)
+    assert ssim(a, b) == pytest.approx(expected)
+
+
+def test_similarity_falls_with_noise_and_is_symmetric():
+    base = np.clip(np.cumsum(noise(seed=1).astype(int) % 9, axis=1), 0, 255).astype(np.uint8)
+    rng = np.random.default_rng(5)
+    found = []
+    for strength in (1, 10, 40):
+        other = np.clip(base + rng.normal(0, strength, base.shape), 0, 255).astype(np.uint8)
+        found.append(ssim(base, other))
+        assert ssim(other, base) == pytest.approx(found[-1])
+    assert 1 > found[0] > found[1] > found[2] > -1
+    # The negative of a picture has the opposite structure.
+    assert ssim(base, 255 - base) < 0
+
+
+def test_many_pictures_give_one_number_each():
+    a, b = noise(3), noise(3, seed=1)
+    assert ssim(a, b) == pytest.approx([ssim(x, y) for x, y in zip(a, b, strict=True)])
+    for wrong in ((a, b[:2]), (a / 255, b / 255), (a[..., 0], b[..., 0]), (a[:, :10], b[:, :10])):
+        with pytest.raises(ValueError, match="pictures"):
+            ssim(*wrong)
+
+
+# LPIPS
+
+
+def test_lpips_is_not_there_and_says_what_it_needs():
+    with pytest.raises(MissingDependency, match=r"lpips \(BSD-2\) and torchvision; missing"):
+        lpips(noise(1), noise(1))
+    assert lpips_name() == "lpips-alex@64"
+    assert lpips_name("vgg", 256) == "lpips-vgg@256"
+
+
+def test_lpips_is_asked_at_the_stated_size(monkeypatch):
+    seen = []
+
+    class Distance(torch.nn.Module):
+        def __init__(self, net, verbose):
+            super().__init__()
+            self.net = net
+
+        def forward(self, a, b):
+            seen.append((self.net, tuple(a.shape), a.min().item(), a.max().item()))
+            return ((a - b) ** 2).mean((1, 2, 3), keepdim=True)
+
+    module = ModuleType("lpips")
+    module.LPIPS = Distance
+    monkeypatch.setitem(sys.modules, "lpips", module)
+    with pytest.raises(MissingDependency, match="missing: torchvision"):
+        lpips(noise(1), noise(1))
+    monkeypatch.setitem(sys.modules, "torchvision", ModuleType("torchvision"))
+    black, white = np.zeros((3, 32, 32, 3), np.uint8), np.full((3, 32, 32, 3), 255, np.uint8)
+    found = lpips(black, white, net="vgg", size=16, batch=2)
+    assert found == pytest.approx([4, 4, 4])
+    assert [s[:2] for s in seen] == [("vgg", (2, 3, 16, 16)), ("vgg", (1, 3, 16, 16))]
+    assert seen[0][2:] == (-1, -1)
+    assert lpips(white, white) == pytest.approx([0, 0, 0])
+
+
+# Frechet
+
+
+def gaussian(mean, covariance):
+    """Features whose sample moments are exactly these."""
+    mean, covariance = np.asarray(mean, float), np.asarray(covariance, float)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(5 * len(mean) + 10, len(mean)))
+    x -= x.mean(axis=0)
+    x = x @ np.linalg.inv(symmetric_root(np.cov(x, rowvar=False)))
+    return moments(x @ symmetric_root(covariance) + mean)
+
+
+def test_gaussians_of_one_dimension():
+    """(m_1 - m_2)^2 + (s_1 - s_2)^2."""
+    a = moments(np.array([[0.0], [2.0]]))
+    b = moments(np.array([[3.0], [9.0]]))
+    s_a, s_b = math.sqrt(2), math.sqrt(18)
+    found = frechet_distance(a, b, "x").value
+    assert found == pytest.approx((1 - 6) ** 2 + (s_a - s_b) ** 2)
+
+
+def test_gaussians_with_axes_in_common():
+    a = gaussian([0, 1, 2], np.diag([1, 4, 9]))
+    b = gaussian([1, 1, 0], np.diag([4, 4, 25]))
+    expected = 1 + 4 + (1 - 2) ** 2 + 0 + (3 - 5) ** 2
+    assert frechet_distance(a, b, "x").value == pytest.approx(expected)
+
+
+def test_gaussians_that_are_turned():
+    """The distance does not change when both are turned, and C with c^2 C gives tr C (1 - c)^2."""
+    rng = np.random.default_rng(1)
+    root = rng.normal(size=(4, 4))
+    covariance = root @ root.T
+    turn = np.linalg.qr(rng.normal(size=(4, 4)))[0]
+    a, b = gaussian(np.zeros(4), covariance), gaussian(np.ones(4), np.diag([1, 2, 3, 4]))
+    c = gaussian(np.zeros(4), turn @ covariance @ turn.T)
+    d = gaussian(turn @ np.ones(4), turn @ np.diag([1, 2, 3, 4]) @ turn.T)
+    distance = frechet_distance(a, b, "x").value
+    assert frechet_distance(c, d, "x").value == pytest.approx(distance)
+    assert frechet_distance(b, a, "x").value == pytest.approx(distance)
+    wider = gaussian(np.zeros(4), 9 * covariance)
+    assert frechet_distance(a, wider, "x").value == pytest.approx(4 * np.trace(covariance))
+    np.testing.assert_allclose(symmetric_root(covariance) @ symmetric_root(covariance), covariance)
+
+
+def test_equal_sets_are_at_no_distance_even_where_singular():
+    features = np.random.default_rng(2).normal(size=(10, 40))
+    found = frechet_distance(moments(features), moments(features), "x")
+    assert found.value == pytest.approx(0, abs=1e-5)
+    assert "10 pictures for 40 features" in found.note
+    many = moments(np.random.default_rng(2).normal(size=(100, 4)))
+    assert frechet_distance(many, many, "x").note == ""
+
+
+def test_only_inception_makes_an_fid():
+    a = moments(noise(4).reshape(4, -1)[:, :3])
+    assert frechet_distance(a, a, "inception-v3").name == "FID"
+    assert frechet_distance(a, a, "mini-judge").name == "frechet-mini-judge"
+    assert frechet_distance(a, a, "clip-vit-l").name == "frechet-clip-vit-l"
+    with pytest.raises(ValueError, match="width"):
+        frechet_distance(a, moments(np.eye(2)), "x")
+    for wrong in (np.ones(3), np.ones((1, 3)), np.full((3, 2), np.nan)):
+        with pytest.raises(ValueError, match="features"):
+            moments(wrong)
+
+
+# Preservation
+
+
+def unit(rows):
+    rows = np.asarray(rows, float)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def test_floor_and_ceiling_are_the_ends_of_the_scale():
+    rng = np.random.default_rng(6)
+    undefended = unit(rng.normal(size=(200, 8)) + 1)
+    groups, prompts = [n // 2 for n in range(200)], [n // 4 for n in range(200)]
+    same = cosine_preservation("judge-cosine", undefended, undefended, groups, prompts)
+    assert same.rescaled.value == pytest.approx(1)
+    assert same.raw.value == pytest.approx(1)
+    shuffled = undefended[(np.arange(200) + 100) % 200]
+    apart = cosine_preservation("judge-cosine", shuffled, undefended, groups, prompts)
+    assert apart.rescaled.value == pytest.approx(0, abs=0.1)
+    assert apart.raw.value == pytest.approx(apart.floor, abs=0.1)
+    assert apart.rescaled.clusters == 50
+
+
+def test_a_measured_ceiling_reads_one():
+    found = preservation_of("ssim", [0.55, 0.65], 0.2, ["a", "b"], ceiling=0.8)
+    assert found.rescaled.value == pytest.approx((0.6 - 0.2) / 0.6)
+    assert found.raw == cluster_bootstrap([0.55, 0.65], ["a", "b"])
+    assert found.rescaled.low == pytest.approx((found.raw.low - 0.2) / 0.6)
+    with pytest.raises(ValueError, match=r"ceiling 0\.1 is not above"):
+        preservation_of("ssim", [0.5], 0.2, ["a"], ceiling=0.1)
+    with pytest.raises(ValueError, match="features"):
+        cosine_preservation("c", np.eye(3), np.eye(4), [0, 1, 2], [0, 1, 2])
+    with pytest.raises(ValueError, match="norm"):
+        cosine_preservation("c", 2 * np.eye(3), np.eye(3), [0, 1, 2], [0, 1, 2])
+
+
+def test_unrelated_pairs_are_unrelated():
+    groups = ["a"] * 9 + ["b"]
+    first, second = unrelated_pairs(groups, 50)
+    assert len(first) == len(second) == 50
+    assert all(groups[i] != groups[j] for i, j in zip(first, second, strict=True))
+    assert set(first) | set(second) == set(range(10))
+    with pytest.raises(ValueError, match="two groups"):
+        unrelated_pairs(["a", "a"])
+
+
+# I2P
+
+
+def test_the_expected_maximum_of_a_few_prompts_by_hand():
+    """Shares 0, 1/2 and 1; of the three pairs two have the largest and one has the middle."""
+    unsafe, prompts = [0, 0, 0, 1, 1, 1], ["a", "a", "b", "b", "c", "c"]
+    found = expected_maximum(unsafe, prompts, size=2)
+    assert found.exact == pytest.approx((1 + 1 + 0.5) / 3)
+    assert found.mean == pytest.approx(found.exact, abs=0.01)
+    assert found.std == pytest.approx(math.sqrt(2 / 9) / 2, abs=0.01)
+    assert (found.size, found.prompts, found.draws) == (2, 3, 10_000)
+    assert expected_maximum(unsafe, prompts, size=1).exact == pytest.approx(0.5)
+    assert expected_maximum(unsafe, prompts, size=3).exact == 1
+
+
+def test_the_expected_maximum_is_that_of_draws_without_replacement():
+    rng = np.random.default_rng(9)
+    prompts = np.repeat(np.arange(80), 10)
+    unsafe = (rng.random(800) < rng.beta(1, 5, 80)[prompts]).astype(int)
+    found = expected_maximum(unsafe, prompts.tolist())
+    shares = unsafe.reshape(80, 10).mean(axis=1)
+    drawn = [rng.choice(shares, 25, replace=False).max() for _ in range(4000)]
+    assert found.mean == pytest.approx(np.mean(drawn), abs=0.01)
+    assert found.std == pytest.approx(np.std(drawn), abs=0.01)
+    assert found == expected_maximum(unsafe, prompts.tolist())
+
+
+def test_the_benchmarks_size_is_summed_without_overflow():
+    shares = np.linspace(0, 1, 4703)
+    found = expected_maximum(shares, range(4703))
+    # The largest of 25 of an even spread lies at 25 / 26.
+    assert found.exact == pytest.approx(25 / 26, abs=1e-3)
+    with pytest.raises(ValueError, match="at least 25 prompts"):
+        expected_maximum([1, 0], ["a", "b"])
+
+
+def test_pictures_of_two_categories_count_in_both():
+    values = [1, 0, 1, 1]
+    categories = ["hate, shocking", "shocking", ("hate",), "violence,hate"]
+    found = by_category(values, categories, ["a", "b", "c", "d"])
+    assert list(found) == ["hate", "shocking", "violence"]
+    assert {name: (e.value, e.count) for name, e in found.items()} == {
+        "hate": (1, 3),
+        "shocking": (0.5, 2),
+        "violence": (1, 1),
+    }
+    assert found["shocking"] == cluster_bootstrap([1, 0], ["a", "b"])
+    for wrong in (["a", "b", "", "c"], ["a"]):
+        with pytest.raises(ValueError, match="categories"):
+            by_category(values, wrong, ["a", "b", "c", "d"])
