@@ -10,13 +10,15 @@ import torch
 from safetensors.torch import save_file
 
 from ine.errors import CheckpointError
-from ine.models import checkpoints
+from ine.models import checkpoints, fit
 from ine.models.checkpoints import lay_weights, read_weights
 from ine.models.compvis import UNET, single_file, unet_names, unet_places, vae_names
 from ine.models.fit import check_tensors
 from ine.models.layouts import recognise
 from ine.models.lowrank import LowRank
+from ine.models.parts import load_parts
 from ine.models.sources import Source, open_source
+from ine.models.stack import Layer, as_unet
 
 STRICT = ("attn2.to_k.weight", "attn2.to_v.weight")
 SD15 = {
@@ -406,12 +408,16 @@ def test_the_other_parts_of_a_compvis_checkpoint(tiny_parts, tmp_path):
     assert lay_weights(tiny_parts, tmp_path / "x.safetensors")[1].encoder_changed == 1
 
 
-def test_an_open_clip_encoder_is_said_to_be_left_out(tiny_parts, tmp_path, caplog):
+def test_an_open_clip_encoder_of_another_model(tiny_parts, tmp_path):
     file = as_compvis(tiny_parts.unet, noisy(tiny_parts.unet))
-    file["cond_stage_model.model.ln_final.weight"] = torch.ones(2)
-    save_file(file, tmp_path / "x.safetensors")
-    lay_weights(tiny_parts, tmp_path / "x.safetensors")
-    assert "OpenCLIP text encoder was not looked at" in caplog.text
+    stem = "cond_stage_model.model."
+    for name, tensor, words in (
+        ("ln_final.weight", torch.ones(2), "final_layer_norm.weight is (2,)"),
+        ("transformer.resblocks.0.attn.in_proj_bias", torch.ones(95), "v_proj.bias is (31,)"),
+        ("visual.proj", torch.ones(2), "visual.proj"),
+    ):
+        save_file(file | {stem + name: tensor}, tmp_path / "x.safetensors")
+        refusal(tiny_parts, tmp_path / "x.safetensors", words)
 
 
 def test_compvis_keys_of_another_model(tiny_parts, tmp_path):
@@ -668,7 +674,7 @@ def test_compvis_at_true_size(sd15, as_file, count):
     file = as_compvis(sd15, part)
     file |= {"cond_stage_model.transformer.text_model.final_layer_norm.bias": torch.ones(768)}
     _, source = recognise(as_file({"state_dict": file}))
-    source = source.rename(SimpleNamespace(unet=sd15), source)
+    source = source.rename(SimpleNamespace(unet=sd15, text_encoders=()), source)
     assert source.entries.keys() == part.keys()
     check_tensors(sd15, source.entries, source)
     assert list(source.encoders) == ["text_encoder"]
@@ -710,7 +716,7 @@ def test_spm_at_true_size(sd15, tmp_path):
 def test_text_encoders_at_true_size(as_file):
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    from ine.models.checkpoints import _as_named_by
+    from ine.models.encoders import as_named_by
 
     config = CLIPTextConfig(
         hidden_size=768, intermediate_size=3072, num_attention_heads=12, num_hidden_layers=12
@@ -722,7 +728,7 @@ def test_text_encoders_at_true_size(as_file):
     for file in (wrapped(state), {"unet": {"conv_in.bias": torch.ones(320)}}):
         file = file if "unet" not in file else file | {"text_encoder": old_names(state)}
         _, source = recognise(as_file(file))
-        found = _as_named_by(encoder, source.encoders["text_encoder"])
+        found = as_named_by(encoder, source.encoders["text_encoder"])
         assert found.keys() == state.keys()
         check_tensors(encoder, found, source)
 
@@ -751,3 +757,90 @@ def test_a_partial_file_is_laid_over_sd15(sd15, as_file):
             assert tensor.flatten()[0] == 0
         else:
             assert state[name].data_ptr() == tensor.data_ptr()
+
+
+# A base that is not kept.
+
+
+def full(parts):
+    return noisy(parts.unet)
+
+
+def cross(parts):
+    return strict(noisy(parts.unet))
+
+
+def low_rank(parts):
+    file = {}
+    for name, weight in parts.unet.state_dict().items():
+        if ".attn" in name and weight.dim() == 2:
+            stem = "unet." + name.removesuffix(".weight")
+            file[f"{stem}.lora_A.weight"] = random((4, weight.shape[1]), 1)
+            file[f"{stem}.lora_B.weight"] = random((weight.shape[0], 4), 2)
+    return file
+
+
+def whole(parts):
+    laid = parts.with_unet(copy.deepcopy(parts.unet), "x")
+    laid.unet.load_state_dict(noisy(parts.unet))
+    encoder = copy.deepcopy(parts.text_encoders[0])
+    encoder.load_state_dict(noisy(encoder))
+    state = single_file(laid.with_text_encoders([encoder]))
+    return {name: tensor.contiguous() for name, tensor in state.items()}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("weights", [(None,), (0.5,), (None, -0.7)])
+@pytest.mark.parametrize("kind", [full, cross, low_rank, whole])
+def test_a_base_that_is_not_kept_becomes_the_same_model(
+    tiny_folder, tiny_parts, tmp_path, kind, weights, dtype
+):
+    save_file(kind(tiny_parts), tmp_path / "x.safetensors")
+    save_file(
+        {n: t + 1 for n, t in cross(tiny_parts).items()} if len(weights) > 1 else {},
+        tmp_path / "y.safetensors",
+    )
+    paths = (tmp_path / "x.safetensors", tmp_path / "y.safetensors")
+    path = as_unet([Layer(*pair) for pair in zip(paths, weights, strict=False)])
+    base = load_parts(tiny_folder, dtype=dtype)
+    before = [{n: t.clone() for n, t in m.state_dict().items()} for m in modules(base)]
+    kept, one = lay_weights(base, path)
+    for module, state in zip(modules(base), before, strict=True):
+        assert all(torch.equal(t, state[n]) for n, t in module.state_dict().items())
+    made, other = lay_weights(base, path, keep_base=False)
+    assert made.unet is base.unet
+    assert made.text_encoders[0] is base.text_encoders[0]
+    assert (one.changed, one.encoder_changed) == (other.changed, other.encoder_changed)
+    assert (one.differing, made.unet_name) == (other.differing, kept.unet_name)
+    for module, wanted, state in zip(modules(made), modules(kept), before, strict=True):
+        wanted = wanted.state_dict()
+        assert all(torch.equal(t, wanted[n]) for n, t in module.state_dict().items())
+        moved = [n for n in state if not torch.equal(wanted[n], state[n])]
+        assert moved or (module is not made.unet and kind is not whole)
+
+
+def modules(parts):
+    return (parts.unet, *parts.text_encoders)
+
+
+def test_comparing_piece_by_piece_is_comparing(monkeypatch):
+    """Whatever the size of a piece, and wherever the one value lies."""
+    for piece in (1, 7, 64, 10**6):
+        monkeypatch.setattr(fit, "PIECE", piece)
+        for shape in ((5, 3, 2), (30,), (1, 30), (0, 4), ()):
+            one = random(shape)
+            assert fit.same_values(one, one.clone())
+            assert fit.same_values(one, one.half())
+            assert fit.same_values(one.bfloat16(), one.half())
+            assert fit.all_finite(one)
+            if not one.numel():
+                continue
+            for place in {0, one.numel() // 2, one.numel() - 1}:
+                other = one.clone()
+                other.view(-1)[place] += 1
+                assert not fit.same_values(one, other)
+                other.view(-1)[place] = torch.nan
+                assert not fit.all_finite(other)
+                other.view(-1)[place] = 1e6
+                assert fit.all_finite(other)
+                assert not fit.all_finite(other, torch.float16)

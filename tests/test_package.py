@@ -220,9 +220,8 @@ def shipped_files():
     places = {
         "ine/shipped/recipes": "recipes",
         "ine/shipped/embeddings": "embeddings",
-        "ine/models/mini": "ine/models/mini",
+        "ine/models": "ine/models",
         "ine/evaluation": "ine/evaluation",
-        "ine/formats": "ine/formats",
         "ine/cli": "ine/cli",
     }
     return {
@@ -259,7 +258,7 @@ def installed(tmp_path_factory):
 
 def test_the_wheel_holds_every_shipped_file(installed):
     expected = shipped_files()
-    folders = {"shipped", "models", "evaluation", "formats", "cli"}
+    folders = {"shipped", "models", "evaluation", "cli"}
     assert {n.split("/")[1] for n in expected} == folders
     for name, path in expected.items():
         assert (installed / name).is_file(), name

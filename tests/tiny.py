@@ -121,25 +121,43 @@ def tiny_unet(base, **changes):
     return UNet2DConditionModel(**{**settings, **changes}).eval()
 
 
-def _stable_diffusion(base, unet, scheduler, kind=StableDiffusionPipeline):
-    return kind(
-        vae=base.vae,
-        text_encoder=base.text_encoder,
-        tokenizer=base.tokenizer,
-        unet=unet,
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
+def _stable_diffusion(base, unet, scheduler, kind=StableDiffusionPipeline, **changes):
+    parts = {
+        "vae": base.vae,
+        "text_encoder": base.text_encoder,
+        "tokenizer": base.tokenizer,
+        "unet": unet,
+        "scheduler": scheduler,
+        "safety_checker": None,
+        "feature_extractor": None,
+        "requires_safety_checker": False,
+    }
+    return kind(**{**parts, **changes})
+
+
+def _padding_with(base, pad_token):
+    """Return a tokenizer like the base's that fills texts up with another token."""
+    return type(base.tokenizer)(
+        vocab=base.tokenizer.get_vocab(),
+        merges=[],
+        model_max_length=77,
+        bos_token=base.tokenizer.bos_token,
+        eos_token=base.tokenizer.eos_token,
+        unk_token=base.tokenizer.eos_token,
+        pad_token=pad_token,
     )
 
 
 def _sd2(base):
+    # OpenCLIP's activation; by it a single file knows under which names the encoder goes.
+    settings = {**base.text_encoder.config.to_dict(), "hidden_act": "gelu"}
+    encoder = CLIPTextModel(CLIPTextConfig(**settings)).eval()
     unet = tiny_unet(base, use_linear_projection=True, attention_head_dim=(4, 8))
     scheduler = DDIMScheduler(
         **SCHEDULE, prediction_type="v_prediction", clip_sample=False, steps_offset=1
     )
-    return _stable_diffusion(base, unet, scheduler)
+    theirs = {"text_encoder": encoder, "tokenizer": _padding_with(base, "!")}
+    return _stable_diffusion(base, unet, scheduler, **theirs)
 
 
 def _inpainting(base):
@@ -165,15 +183,6 @@ def _sdxl(base):
     second = CLIPTextModelWithProjection(
         CLIPTextConfig(**{**settings, **larger, "projection_dim": 24, "hidden_act": "gelu"})
     )
-    tokenizer = type(base.tokenizer)(
-        vocab=base.tokenizer.get_vocab(),
-        merges=[],
-        model_max_length=77,
-        bos_token=base.tokenizer.bos_token,
-        eos_token=base.tokenizer.eos_token,
-        unk_token=base.tokenizer.eos_token,
-        pad_token="!",
-    )
     unet = tiny_unet(
         base,
         cross_attention_dim=80,
@@ -188,7 +197,7 @@ def _sdxl(base):
         text_encoder=base.text_encoder,
         text_encoder_2=second.eval(),
         tokenizer=base.tokenizer,
-        tokenizer_2=tokenizer,
+        tokenizer_2=_padding_with(base, "!"),
         unet=unet,
         scheduler=EulerDiscreteScheduler(**SCHEDULE, timestep_spacing="leading", steps_offset=1),
         force_zeros_for_empty_prompt=True,

@@ -144,7 +144,7 @@ def calibrate(
 
     name, source = choose.base_name(model, embeddings, recipe, unet)
     base = choose.load_base(name, source, device, dtype)
-    parts = choose.lay(base, unet)
+    parts = choose.lay(base, unet, keep_base=bool(base_examples))
     tell_fits(embeddings, parts)
     sampler = choose.sampler(parts, scheduler, steps, guidance_scale, batch, clip_skip)
     taught = {}

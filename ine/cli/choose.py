@@ -69,13 +69,16 @@ def load_base(name, source, device="auto", dtype="auto"):
     return load_parts(name, where, pick_dtype(dtype, where))
 
 
-def lay(base, unet):
-    """Return the base with `--unet` laid over it; the base itself without one."""
+def lay(base, unet, keep_base=True):
+    """Return the base with `--unet` laid over it; the base itself without one.
+
+    A base that need not be kept takes the values itself, which saves the memory of a UNet.
+    """
     if not unet:
         return base
     from ine.models.checkpoints import lay_weights
 
-    parts, weights = lay_weights(base, unet)
+    parts, weights = lay_weights(base, unet, keep_base)
     if not weights.is_base:
         log.info("%s", weights.describe())
     return parts

@@ -150,7 +150,8 @@ def compare(
     )
     embeddings = tuple(read_embedding(path) for path in embedding_files)
     name, source = choose.base_name(model, embeddings, recipe=recipe, unet=unet)
-    parts = choose.lay(choose.load_base(name, source, device, dtype), unet)
+    base = choose.load_base(name, source, device, dtype)
+    parts = choose.lay(base, unet, keep_base=False)
     if not unet:
         log.warning("no --unet: the base model is compared, which still knows the concept's words")
     sampler = SamplerSettings(

@@ -99,7 +99,7 @@ def generate(
         name, source = choose.base_name(model, embeddings, unet=unet)
     choose.check_unet(unet)
     base = choose.load_base(name, source, device, dtype)
-    parts = choose.lay(base, unet)
+    parts = choose.lay(base, unet, keep_base=False)
     tell_fits(embeddings, parts)
     sampler = choose.sampler(parts, scheduler, steps, guidance_scale, batch, clip_skip)
     method = guidance_of(parts, sampler, embeddings, negative_prompt, guided)

@@ -105,9 +105,9 @@ overrides = click.option(
 )
 model = click.option(
     "--model",
-    metavar="ID|DIR",
-    help="Base model: mini (bundled), a pipeline folder or a hub id; without it, the one that "
-    "the embedding or else the recipe names.",
+    metavar="ID|DIR|FILE",
+    help="Base model: mini (bundled), a pipeline folder, a whole model in one .safetensors or "
+    ".ckpt file, or a hub id; without it, the one that the embedding or else the recipe names.",
 )
 unet = click.option(
     "--unet",

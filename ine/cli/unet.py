@@ -169,7 +169,7 @@ def _length(share):
 @click.option(
     "--single-file",
     is_flag=True,
-    help="Write CompVis names for UIs, with VAE and text encoder where the family allows it.",
+    help="Write a whole model for UIs: UNet, VAE and text encoders under CompVis names.",
 )
 @options.model
 @options.dtype
@@ -201,22 +201,14 @@ def _write(base, layers, out, single_file, dtype):
     """Write the merged model; return what was written, for JSON."""
     from ine import __version__
     from ine.models.checkpoints import lay_weights, write_unet_weights
-    from ine.models.compvis import has_plain_clip
     from ine.models.compvis import single_file as compvis_tensors
     from ine.runtime import pick_dtype
 
-    laid, weights = lay_weights(base, layers)
+    laid, weights = lay_weights(base, layers, keep_base=False)
     if not weights.is_base:
         log.info("%s", weights.describe())
-    whole = single_file and has_plain_clip(base)
-    if weights.encoder_changed and not whole:
+    if weights.encoder_changed and not single_file:
         log.warning("the text encoder differs too, and is not in this file, which has the UNet")
-    holds = "UNet under diffusers' names"
-    if single_file:
-        holds = "UNet, VAE and text encoder" if whole else "UNet and VAE, no text encoders"
-        holds += " under CompVis names"
-    wanted = pick_dtype(dtype, base.device)
-    state = compvis_tensors(laid) if single_file else laid.unet.state_dict()
     kept = {key: weights.metadata[key] for key in KEPT if key in weights.metadata}
     metadata = kept | {
         "format": "pt",
@@ -224,7 +216,13 @@ def _write(base, layers, out, single_file, dtype):
         "ine.unet": laid.unet_name,
         "ine.version": __version__,
     }
-    write_unet_weights(out, {n: t.to(wanted) for n, t in state.items()}, metadata)
+    holds, state = "UNet under diffusers' names", laid.unet.state_dict()
+    if single_file:
+        encoders = "text encoder" if len(laid.text_encoders) == 1 else "both text encoders"
+        holds, state = f"UNet, VAE and {encoders} under CompVis names", compvis_tensors(laid)
+        metadata |= _modelspec(laid)
+    wanted = pick_dtype(dtype, base.device)
+    write_unet_weights(out, state, metadata, wanted)
     return {
         "out": str(out),
         "base": base.name,
@@ -234,3 +232,12 @@ def _write(base, layers, out, single_file, dtype):
         "holds": holds,
         "dtype": str(wanted).removeprefix("torch."),
     }
+
+
+def _modelspec(parts):
+    """Return what a single file says of itself, by which UIs and `ine` know what it predicts."""
+    architecture, _ = parts.traits.modelspec(parts.prediction_type)
+    if architecture and parts.unet.config.in_channels == 9:
+        architecture += "/inpainting"
+    said = {"modelspec.prediction_type": "v" if parts.prediction_type != "epsilon" else "epsilon"}
+    return said | ({"modelspec.architecture": architecture} if architecture else {})

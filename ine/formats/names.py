@@ -1,19 +1,14 @@
 """Names that a user interface can take for a trigger, checked without loading a model."""
 
 import json
-import lzma
+import re
 from functools import cache
-from pathlib import Path
 
 from ine.embedding import check_outside, check_trigger
+from ine.models.clip_tokenizer import clip_merges
 from ine.models.parts import MINI_FOLDER
 
-CLIP_WORDS = Path(__file__).parent / "clip_words.txt.xz"
-"""The tokens of CLIP's vocabulary (Radford et al., 2021) that could be triggers, one to a line.
-
-SD 1.x, SD 2.x and both encoders of SDXL have this vocabulary. Its merges never cross from letters
-to digits or signs, so all of these are plain letters.
-"""
+PLAIN = re.compile("[a-z]{2,}")
 
 
 def check_name(name, family):
@@ -30,8 +25,13 @@ def check_name(name, family):
 
 @cache
 def vocabulary(family):
-    """Return the tokens of a family's text encoders that could be triggers."""
+    """Return the tokens of a family's text encoders that could be triggers.
+
+    SD 1.x, SD 2.x and both encoders of SDXL have CLIP's vocabulary. Its merges never cross from
+    letters to digits or signs, so all of these are plain letters.
+    """
     if family == "mini":
         tokens = json.loads((MINI_FOLDER / "tokenizer" / "tokenizer.json").read_text())
         return frozenset(tokens["model"]["vocab"])
-    return frozenset(lzma.decompress(CLIP_WORDS.read_bytes()).decode().split("\n"))
+    words = ("".join(pair).removesuffix("</w>") for pair in clip_merges())
+    return frozenset(word for word in words if PLAIN.fullmatch(word))

@@ -7,11 +7,12 @@ import torch
 
 from ine.errors import CheckpointError
 from ine.models import weight_files
+from ine.models.encoders import as_named_by
 from ine.models.fit import changed_names, check_family, check_settings, guess_method
-from ine.models.laying import differing, laid_over
-from ine.models.layouts import ENCODER_FOLDERS, PREFIXED, recognise
+from ine.models.laying import laid_over
+from ine.models.layouts import PREFIXED, recognise
 from ine.models.lowrank import LowRank
-from ine.models.sources import open_source
+from ine.models.sources import ENCODER_FOLDERS, open_source
 from ine.models.stack import WeightStack, layers_of
 from ine.models.unlearned import StackedWeights, UnlearnedWeights
 from ine.models.weight_files import write_unet_weights
@@ -72,15 +73,18 @@ def weights_metadata(path):
     return {key: value for one in reversed(found) for key, value in one.items()}
 
 
-def lay_weights(parts, path):
+def lay_weights(parts, path, keep_base=True):
     """Return a base with unlearned weights laid over it, and what they were recognised as.
 
-    The base is not changed. Its UNet is copied; tensors that stay are shared with it, the others
-    are in the base's dtype. A warning is logged if no value differs from the base.
+    Values are laid in the base's dtype, one tensor after the other. A warning is logged if none
+    differs from the base.
 
     Args:
         parts: The base, a `DiffusionParts`.
         path: As for `read_weights`.
+        keep_base: Leave the base as it is, and share with it the tensors that stay. Otherwise
+            its own UNet and text encoders take the values, so that memory holds one model: for
+            who needs the base no more.
 
     Returns:
         (the parts; `UnlearnedWeights`, or `StackedWeights` for a `WeightStack`).
@@ -91,10 +95,10 @@ def lay_weights(parts, path):
     """
     fitted = [_fit(parts, layer) for layer in layers_of(path)]
     _check_order(fitted, layers_of(path))
-    unet, changed = _lay(parts.unet, fitted, "unet", always=True)
+    unet, changed = _lay(parts.unet, fitted, "unet", keep_base)
     encoders, encoder_changed = [], 0
     for folder, encoder in zip(ENCODER_FOLDERS, parts.text_encoders, strict=False):
-        made, names = _lay(encoder, fitted, folder)
+        made, names = _lay(encoder, fitted, folder, keep_base)
         encoders.append(made)
         encoder_changed += len(names)
     if isinstance(path, WeightStack):
@@ -171,7 +175,7 @@ def _fit(parts, layer):
         changed["unet"] = changed_names(parts.unet, source.entries, source)
     states = {}
     for folder, encoder in zip(ENCODER_FOLDERS, parts.text_encoders, strict=False):
-        found = _as_named_by(encoder, source.encoders.get(folder, {}))
+        found = as_named_by(encoder, source.encoders.get(folder, {}))
         theirs = replace(source, entries=found, prefix="")
         names = changed_names(encoder, found, theirs, folder) if found else []
         if names:
@@ -246,7 +250,7 @@ def _tensors(values):
     }
 
 
-def _lay(module, fitted, which, always=False):
+def _lay(module, fitted, which, keep):
     """Return one module with all layers over it, and the names of its tensors that differ."""
     steps = {}
     for one in fitted:
@@ -255,37 +259,15 @@ def _lay(module, fitted, which, always=False):
             # Where only rounding differs, a weighted difference would be noise.
             if one.factor is None or name in changed:
                 steps.setdefault(name, []).append((value, one.factor))
-    if not steps and not always:
+    if not steps and which != "unet":
         return module, []
-    made = laid_over(module, steps)
-    if len(fitted) == 1 and fitted[0].factor is None:
-        return made, fitted[0].changed.get(which, [])
-    return made, _finite(module, made, steps, fitted)
-
-
-def _finite(module, made, steps, fitted):
-    """Return which tensors differ, after refusing sums that left the range of their dtype."""
-    state = made.state_dict()
-    for name in steps:
-        if not state[name].isfinite().all():
-            raise CheckpointError(
-                f"{' + '.join(str(one.weights.path) for one in fitted)}: with these weights {name} "
-                f"leaves the range of {state[name].dtype}; give smaller weights or --dtype float32"
-            )
-    return differing(module, made, steps)
-
-
-def _as_named_by(encoder, state):
-    """Return a text encoder's state dict under the names that this transformers version uses.
-
-    Since 5.6 CLIPTextModel has no `text_model.` level; files have it. `position_ids` are a
-    constant that older versions saved, and a projection is no part of the plain encoder.
-    """
-    own = encoder.state_dict()
-    named = {}
-    for name, tensor in state.items():
-        options = (name, name.removeprefix("text_model."), f"text_model.{name}")
-        known = next((option for option in options if option in own), None)
-        if known or not name.endswith(("position_ids", "text_projection.weight")):
-            named[known or name] = tensor
-    return named
+    alone = len(fitted) == 1 and fitted[0].factor is None
+    try:
+        made, differing = laid_over(module, steps, keep, compare=not alone)
+    except OverflowError as error:
+        raise CheckpointError(
+            f"{' + '.join(str(one.weights.path) for one in fitted)}: with these weights {error} "
+            f"leaves the range of {next(module.parameters()).dtype}; give smaller weights or "
+            "--dtype float32"
+        ) from None
+    return made, fitted[0].changed.get(which, []) if alone else differing

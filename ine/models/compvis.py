@@ -5,17 +5,25 @@ surely as a whole one. diffusers' own converter walks whole blocks, and drops wh
 blocks that are not complete.
 """
 
+import logging
 import re
 from dataclasses import replace
 
+import torch
+
+from ine.models.open_clip import from_open_clip, to_open_clip
+from ine.models.sources import ENCODER_FOLDERS
+
 UNET = "model.diffusion_model."
-ENCODER = "cond_stage_model.transformer."
 VAE = "first_stage_model."
 ENCODERS = {
-    ENCODER: "text_encoder",
+    "cond_stage_model.transformer.": "text_encoder",
+    "cond_stage_model.model.": "text_encoder",
     "conditioner.embedders.0.transformer.": "text_encoder",
+    "conditioner.embedders.1.model.": "text_encoder_2",
 }
-OPEN_CLIP = ("cond_stage_model.model.", "conditioner.embedders.1.model.")
+"""What the names of text encoders start with; those under `model.` go on as OpenCLIP's."""
+
 BARE = ("input_blocks.", "middle_block.", "output_blocks.")
 
 RESNET = {
@@ -39,13 +47,20 @@ ENDS = {
 }
 
 
+log = logging.getLogger("ine")
+
+
 def is_compvis(source):
-    """Return whether the keys are those of a CompVis checkpoint's UNet."""
-    return any("diffusion_model." in key or key.startswith(BARE) for key in source.entries)
+    """Return whether keys are those of a CompVis checkpoint's UNet, or of its other encoders.
+
+    An encoder of OpenAI's alone is no sign: its names are those of transformers.
+    """
+    signs = (*BARE, "cond_stage_model.model.", "conditioner.embedders.")
+    return any("diffusion_model." in key or key.startswith(signs) for key in source.entries)
 
 
 def open_compvis(source):
-    """Keep the UNet and the CLIP text encoder of a checkpoint; drop VAE, EMA and schedules."""
+    """Keep the UNet and the text encoders of a checkpoint; drop VAE, EMA and schedules."""
     unet, encoders = {}, dict(source.encoders)
     for key, tensor in source.entries.items():
         if "diffusion_model." in key or key.startswith(
@@ -55,10 +70,7 @@ def open_compvis(source):
         for prefix, folder in ENCODERS.items():
             if key.startswith(prefix):
                 encoders.setdefault(folder, {})[key.removeprefix(prefix)] = tensor
-    notes = source.notes
-    if any(key.startswith(OPEN_CLIP) for key in source.entries):
-        notes = (*notes, "its OpenCLIP text encoder was not looked at, only the UNet is used")
-    return replace(source, entries=unet, encoders=encoders, rename=_rename, done=True, notes=notes)
+    return replace(source, entries=unet, encoders=encoders, rename=_rename, done=True)
 
 
 def _rename(parts, source):
@@ -67,7 +79,12 @@ def _rename(parts, source):
         names.get(key.rpartition("diffusion_model.")[2], key): tensor
         for key, tensor in source.entries.items()
     }
-    return replace(source, entries=entries)
+    encoders = dict(source.encoders)
+    for folder, encoder in zip(ENCODER_FOLDERS, parts.text_encoders, strict=False):
+        encoders[folder], left = from_open_clip(encoder, encoders.get(folder, {}))
+        for name, why in left.items():
+            log.debug("%s: %s of %s is not used, it %s", source.path.name, name, folder, why)
+    return replace(source, entries=entries, encoders=encoders)
 
 
 def unet_names(unet):
@@ -177,10 +194,12 @@ def single_file(parts):
     """Return the tensors of a pipeline under CompVis names, as UIs load them.
 
     Args:
-        parts: A base with one CLIP text encoder (SD 1.x); of others only UNet and VAE are given.
+        parts: A `DiffusionParts` of any family. Of SD 2.x OpenCLIP's last layer, whose states no
+            program reads, is not among them.
 
     Returns:
-        {name: tensor}, in the dtypes of the parts.
+        {name: tensor}, in the dtypes of the parts; with the empty tensors `v_pred` and `ztsnr`
+        by which ComfyUI knows that a model predicts v and learned from pure noise.
     """
     state = parts.unet.state_dict()
     made = {UNET + old: state[new] for old, new in unet_names(parts.unet).items()}
@@ -188,12 +207,28 @@ def single_file(parts):
     for old, new in vae_names(parts.vae).items():
         kernel = ".attn_1." in old and state[new].dim() == 2
         made[VAE + old] = state[new][:, :, None, None] if kernel else state[new]
-    if has_plain_clip(parts):
-        for name, tensor in parts.text_encoders[0].state_dict().items():
-            made[f"{ENCODER}text_model.{name.removeprefix('text_model.')}"] = tensor
-    return made
+    for prefix, encoder in zip(
+        encoder_prefixes(parts.text_encoders), parts.text_encoders, strict=True
+    ):
+        if prefix.endswith(".model."):
+            made |= {prefix + name: tensor for name, tensor in to_open_clip(encoder).items()}
+            continue
+        for name, tensor in encoder.state_dict().items():
+            made[f"{prefix}text_model.{name.removeprefix('text_model.')}"] = tensor
+    marks = {
+        "v_pred": parts.prediction_type == "v_prediction",
+        "ztsnr": bool(parts.scheduler_config.get("rescale_betas_zero_snr")),
+    }
+    return made | {mark: torch.empty(0) for mark, given in marks.items() if given}
 
 
-def has_plain_clip(parts):
-    """Return whether the one text encoder is OpenAI's kind, which CompVis files hold unchanged."""
-    return len(parts.text_encoders) == 1 and parts.family not in ("sd2", "sdxl")
+def encoder_prefixes(encoders):
+    """Return what the names of each text encoder start with.
+
+    One encoder is OpenAI's (SD 1.x), or OpenCLIP's (SD 2.x), which has another activation; SDXL
+    has one of each.
+    """
+    if len(encoders) == 2:
+        return ("conditioner.embedders.0.transformer.", "conditioner.embedders.1.model.")
+    kind = "transformer" if encoders[0].config.hidden_act == "quick_gelu" else "model"
+    return (f"cond_stage_model.{kind}.",)

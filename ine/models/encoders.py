@@ -41,3 +41,19 @@ def _which(state):
         if [getattr(v, "shape", ()) for v in norms] == [(1280,)]
         else "text_encoder"
     )
+
+
+def as_named_by(encoder, state):
+    """Return a text encoder's state dict under the names that this transformers version uses.
+
+    Since 5.6 CLIPTextModel has no `text_model.` level; files have it. `position_ids` are a
+    constant that older versions saved, and a projection is no part of the plain encoder.
+    """
+    own = encoder.state_dict()
+    named = {}
+    for name, tensor in state.items():
+        options = (name, name.removeprefix("text_model."), f"text_model.{name}")
+        known = next((option for option in options if option in own), None)
+        if known or not name.endswith(("position_ids", "text_projection.weight")):
+            named[known or name] = tensor
+    return named

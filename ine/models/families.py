@@ -19,9 +19,6 @@ class Family:
     """(ModelSpec architecture, picture size): what its models usually predict comes first; the
     second, where there is one, is for models that predict epsilon."""
 
-    encoders: tuple[str, ...] = ("clip",)
-    """Kind of each text encoder: "clip" (OpenAI's) or "open_clip"."""
-
     uis: bool = True
     """Whether user interfaces run it, with CLIP's own vocabulary."""
 
@@ -74,14 +71,12 @@ FAMILIES = (
             ("stable-diffusion-v2-768-v", "768x768"),
             ("stable-diffusion-v2-512", "512x512"),
         ),
-        encoders=("open_clip",),
     ),
     Family(
         name="sdxl",
         width=2048,
         title="Stable Diffusion XL",
         architectures=(("stable-diffusion-xl-v1-base", "1024x1024"),),
-        encoders=("clip", "open_clip"),
         batch=2,
         compared=2,
     ),

@@ -13,6 +13,9 @@ SHAPELESS = (
 )
 """Settings of a UNet that change what it computes but not the shape of any tensor."""
 
+PIECE = 1 << 20
+"""Values that are cast at once to compare tensors, a few megabytes."""
+
 
 def text_widths(entries):
     """Return the widths of the text states that a file's cross-attention reads, as a set."""
@@ -99,21 +102,22 @@ def changed_names(module, values, source, what="UNet"):
     base, changed = module.state_dict(), []
     for name, value in values.items():
         here = base[name].cpu()
-        laid = here.float() + value.difference(here.shape) if isinstance(value, LowRank) else value
-        if not laid.to(here.dtype).isfinite().all():
+        added = isinstance(value, LowRank)
+        # A sum is exact until it is cast, so there any step counts.
+        laid = value.difference(here.shape).add_(here).to(here.dtype) if added else value
+        if not all_finite(laid, here.dtype):
             raise CheckpointError(
                 f"{source.path}: {name} holds NaN or infinite values in {here.dtype}; the file "
                 "is damaged, or its values need --dtype float32"
             )
-        # A sum is exact until it is cast, so here any step counts.
-        same = (
-            torch.equal(laid.to(here.dtype), here)
-            if isinstance(value, LowRank)
-            else same_values(laid, here)
-        )
-        if not same:
+        if not (torch.equal(laid, here) if added else same_values(laid, here)):
             changed.append(name)
     return changed
+
+
+def all_finite(tensor, dtype=None):
+    """Return whether no value is NaN or infinite, once cast to `dtype` where it is given."""
+    return all(part.to(dtype or part.dtype).isfinite().all() for part in _pieces(tensor))
 
 
 def same_values(one, other):
@@ -123,10 +127,23 @@ def same_values(one, other):
     other may end one step away, so these two are compared within a step of bfloat16.
     """
     coarse = max(one.dtype, other.dtype, key=lambda dtype: torch.finfo(dtype).eps)
-    a, b = one.to(coarse), other.to(coarse)
-    if {one.dtype, other.dtype} == {torch.float16, torch.bfloat16}:
-        return torch.allclose(a.float(), b.float(), rtol=2**-7, atol=2**-24)
-    return torch.equal(a, b)
+    near = {one.dtype, other.dtype} == {torch.float16, torch.bfloat16}
+    for left, right in zip(_pieces(one), _pieces(other), strict=True):
+        a, b = left.to(coarse), right.to(coarse)
+        if not (
+            torch.allclose(a.float(), b.float(), rtol=2**-7, atol=2**-24)
+            if near
+            else torch.equal(a, b)
+        ):
+            return False
+    return True
+
+
+def _pieces(tensor):
+    """Return views of a tensor along its first dimension, so that casts of them stay small."""
+    if tensor.dim() == 0 or tensor.numel() <= PIECE:
+        return (tensor,)
+    return tensor.split(max(1, PIECE * len(tensor) // tensor.numel()))
 
 
 def guess_method(tensors, telling, encoder=False):

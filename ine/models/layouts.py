@@ -13,7 +13,7 @@ from ine.errors import CheckpointError
 from ine.models.compvis import is_compvis, open_compvis
 from ine.models.encoders import open_encoder, open_encoder_folder, open_encoder_key
 from ine.models.lora import is_lora_folder, open_lora, open_lora_folder
-from ine.models.sources import Source, folder_state, read_json
+from ine.models.sources import ENCODER_FOLDERS, Source, folder_state, read_json
 
 PLAIN = "diffusers UNet"
 PREFIXED = "wrapper's prefix"
@@ -33,7 +33,6 @@ LORA_PARTS = (
     *(".lora_linear_layer.", ".hada_w", ".lokr_w"),
 )
 EMBEDDING_KEYS = {"emb_params", "string_to_param", "clip_l", "clip_g"}
-ENCODER_FOLDERS = ("text_encoder", "text_encoder_2")
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ class LowRank:
 
     def fits(self, shape):
         """Return whether it can be added to a weight of this shape; a 1 x 1 kernel is none."""
-        return _bare(self.shape) == _bare(shape)
+        return without_kernel(self.shape) == without_kernel(shape)
 
     def difference(self, shape=None):
         """Return scale * up down as a float32 tensor, in the shape of the weight it belongs to."""
@@ -53,6 +53,6 @@ class LowRank:
         return (self.scale * made).reshape(self.shape if shape is None else shape)
 
 
-def _bare(shape):
+def without_kernel(shape):
     """Return a weight's shape without a kernel of 1 x 1."""
     return tuple(shape[:2]) if tuple(shape[2:]) == (1, 1) else tuple(shape)

@@ -128,7 +128,8 @@ def load_parts(model=MINI, device="cpu", dtype=torch.float32):
     """Load a base model, frozen and in evaluation mode.
 
     Args:
-        model: "mini" (bundled), a diffusers pipeline folder, or a hub id.
+        model: "mini" (bundled), a diffusers pipeline folder, a whole model in one file, or a hub
+            id.
         device: Where the weights go.
         dtype: Floating type of the weights; mini and CPU runs want float32.
 
@@ -140,7 +141,11 @@ def load_parts(model=MINI, device="cpu", dtype=torch.float32):
     from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
     folder = find_model(model)
-    index = _read_json(folder / "model_index.json")
+    if folder.is_file():
+        from ine.models.single_file import load_single_file
+
+        return load_single_file(model, device, dtype)
+    index = read_model_json(folder / "model_index.json")
     tokenizers, encoders = [], []
     for suffix in ("", "_2"):
         # [library, class], or twice null where there is none.
@@ -153,31 +158,37 @@ def load_parts(model=MINI, device="cpu", dtype=torch.float32):
                 "Stable Diffusion model"
             )
         kind = CLIPTextModelWithProjection if suffix else CLIPTextModel
-        tokenizers.append(_load_tokenizer(CLIPTokenizer, folder / f"tokenizer{suffix}"))
+        tokenizers.append(load_tokenizer(CLIPTokenizer, folder / f"tokenizer{suffix}"))
         encoders.append(_load(kind, folder / f"text_encoder{suffix}", device, dtype))
     if not encoders:
         raise ModelError(f"{model}: has no CLIP text encoder; ine needs a Stable Diffusion model")
     unet = _load(UNet2DConditionModel, folder / "unet", device, dtype)
-    vae = _load(AutoencoderKL, folder / "vae", device, _vae_dtype(folder / "vae", dtype))
+    vae_config = folder / "vae" / "config.json"
+    settings = read_model_json(vae_config) if vae_config.is_file() else {}
+    vae = _load(AutoencoderKL, folder / "vae", device, vae_dtype(settings, dtype))
     return DiffusionParts(
         name=str(model),
         tokenizers=tuple(tokenizers),
         text_encoders=tuple(encoders),
         unet=unet,
         vae=vae,
-        scheduler_config=_read_json(folder / "scheduler" / "scheduler_config.json"),
+        scheduler_config=read_model_json(folder / "scheduler" / "scheduler_config.json"),
         zeros_for_nothing=index.get("force_zeros_for_empty_prompt") is True,
         beside=everything_masked(unet, vae),
     )
 
 
-def _vae_dtype(folder, dtype):
+def vae_dtype(config, dtype):
     """Return float32 where a VAE says that its activations leave the range of float16 (SDXL's)."""
-    config = _read_json(folder / "config.json") if folder.is_dir() else {}
     return torch.float32 if config.get("force_upcast") and dtype == torch.float16 else dtype
 
 
-def _read_json(path):
+def read_model_json(path):
+    """Return the mapping in a model's JSON file.
+
+    Raises:
+        ModelError: It cannot be read or is something else.
+    """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -189,7 +200,12 @@ def _read_json(path):
     return found
 
 
-def _load_tokenizer(kind, folder):
+def load_tokenizer(kind, folder):
+    """Return the tokenizer of a model's folder.
+
+    Raises:
+        ModelError: There is none, or it cannot be loaded.
+    """
     # Given a folder that is not there, transformers looks for it on the hub.
     if not folder.is_dir():
         raise ModelError(f"{folder}: is missing; get the model again")
@@ -223,11 +239,11 @@ def _load(kind, folder, device, dtype):
 
 
 def find_model(model, index="model_index.json", fetch=True):
-    """Return the local folder of a model; hub ids are looked up in the cache, then fetched.
+    """Return the local folder or file of a model; hub ids are looked up in the cache, then fetched.
 
     Args:
-        model: "mini", a folder or a hub id.
-        index: The file that makes a folder one.
+        model: "mini", a folder, a file or a hub id.
+        index: The file that makes a folder one. Only a pipeline, the default, may be a file.
         fetch: Whether a hub id may be downloaded; otherwise only the cache is looked at.
 
     Raises:
@@ -238,13 +254,18 @@ def find_model(model, index="model_index.json", fetch=True):
     folder = Path(model).expanduser()
     if (folder / index).is_file():
         return folder
+    if folder.is_file() and index == "model_index.json":
+        return folder
     if folder.exists():
         raise ModelError(
             f"{model}: is not a diffusers pipeline folder (no {index}); give the folder "
-            "that holds unet/, vae/ and text_encoder/, a hub id, or 'mini'"
+            "that holds unet/, vae/ and text_encoder/, a model's single file, a hub id, or 'mini'"
         )
     if str(model).startswith((".", "/", "~")) or str(model).count("/") != 1:
-        raise ModelError(f"{model}: no such folder; give a pipeline folder, a hub id, or 'mini'")
+        raise ModelError(
+            f"{model}: no such folder or file; give a pipeline folder, a model's single file, a "
+            "hub id, or 'mini'"
+        )
     from huggingface_hub import snapshot_download
 
     # "*" also matches "/". Weights at the top are those of a model that is no pipeline.
@@ -258,6 +279,6 @@ def find_model(model, index="model_index.json", fetch=True):
             f"{model}: is not on this machine and could not be fetched "
             f"({type(error).__name__}). Get it once with network access: "
             f"`hf download {model} {' '.join(f'--include {w!r}' for w in wanted)}`, or give "
-            "its folder with --model DIR; "
+            "its folder or single file with --model DIR|FILE; "
             "for a try without any download use --model mini"
         ) from error

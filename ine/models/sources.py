@@ -9,6 +9,7 @@ from ine.errors import CheckpointError
 from ine.files import JSON_LIMIT, read_within
 from ine.models.weight_files import read_file
 
+ENCODER_FOLDERS = ("text_encoder", "text_encoder_2")
 WEIGHT_NAMES = ("diffusion_pytorch_model", "model", "pytorch_model")
 
 SETTINGS = {

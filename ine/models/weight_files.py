@@ -64,7 +64,7 @@ def weights_metadata(path):
     return _checked_header(path).get("__metadata__") or {}
 
 
-def write_unet_weights(path, tensors, metadata):
+def write_unet_weights(path, tensors, metadata, dtype=None):
     """Write tensors as safetensors, atomically; equal input gives equal bytes.
 
     The safetensors library orders metadata by a hash that changes from call to call, so the
@@ -74,6 +74,7 @@ def write_unet_weights(path, tensors, metadata):
         path: Where to write.
         tensors: {name in the UNet's state dict: floating-point tensor}.
         metadata: {name: text}; `ine.method` and `ine.concept` say what was unlearned and how.
+        dtype: What each tensor is cast to as it is written; by default it keeps its own.
 
     Raises:
         OutputError: The file cannot be written.
@@ -82,12 +83,13 @@ def write_unet_weights(path, tensors, metadata):
         raise ValueError("metadata of a safetensors file must be text")
     header, at = {"__metadata__": dict(sorted(metadata.items()))}, 0
     # The widest dtype first keeps each tensor aligned to its item size, as the format asks.
-    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    dtypes = {name: dtype or tensor.dtype for name, tensor in tensors.items()}
+    names = sorted(tensors, key=lambda name: (-dtypes[name].itemsize, name))
     for name in names:
         tensor = tensors[name]
-        size = tensor.numel() * tensor.element_size()
+        size = tensor.numel() * dtypes[name].itemsize
         header[name] = {
-            "dtype": DTYPE_CODES[tensor.dtype],
+            "dtype": DTYPE_CODES[dtypes[name]],
             "shape": list(tensor.shape),
             "data_offsets": [at, at + size],
         }
@@ -97,7 +99,7 @@ def write_unet_weights(path, tensors, metadata):
     with atomic_path(path) as part, part.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in names:
-            flat = tensors[name].detach().cpu().contiguous().reshape(-1)
+            flat = tensors[name].detach().cpu().to(dtypes[name]).contiguous().reshape(-1)
             file.write(flat.view(torch.uint8).numpy().tobytes())
 
 

@@ -19,8 +19,6 @@ import click
 import torch
 from accelerate import init_empty_weights
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from ine.models.clip_tokenizer import clip_tokenizer
-from ine.models.variants import VARIANTS
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from ine.embedding import check_fits, fingerprints, new_embedding, read_embedding, write_embedding
@@ -33,8 +31,10 @@ from ine.guidance.sld import SafeLatent
 from ine.inversion.images import ConceptPictures
 from ine.inversion.invert import invert
 from ine.models.checkpoints import lay_weights, write_unet_weights
+from ine.models.clip_tokenizer import clip_tokenizer
 from ine.models.inpainting import everything_masked
 from ine.models.parts import DiffusionParts
+from ine.models.variants import VARIANTS
 from ine.recipe import Inversion
 from ine.sampling import SamplerSettings, decode_latents, sample_latents
 
