@@ -5,12 +5,11 @@ own terms, in loops whose messages show nothing.
 """
 
 import itertools
-import lzma
 
 import pytest
 
 from ine.errors import PromptError
-from ine.formats.names import CLIP_WORDS
+from ine.formats.names import vocabulary
 from ine.prompts.ages import says_under_age
 from ine.prompts.matching import Words, mention_both, mentions, simplify
 from ine.prompts.mini import named_set, named_sets
@@ -299,8 +298,7 @@ def test_all_prompts_of_the_bundled_model_pass():
 
 
 def test_few_words_of_english_are_taken_for_terms_that_are_none():
-    with lzma.open(CLIP_WORDS, "rt") as file:
-        words = [word.strip() for word in file]
+    words = [word.removesuffix("</w>") for word in vocabulary("sd1")]
     assert len(words) > 30_000
     odd = set()
     for own, other in ((YOUTH, SEXUAL), (SEXUAL, YOUTH)):
