@@ -222,7 +222,20 @@ def read_embedding(path):
     _check_vectors(path, vectors)
     stated = metadata.get("ine.trigger") or metadata.get("modelspec.trigger_phrase")
     trigger = stated or name or path.stem
+    _check_texts(path, trigger, metadata)
     return ConceptEmbedding(vectors, trigger, metadata.get("ine.concept") or trigger, metadata)
+
+
+def _check_texts(path, trigger, metadata):
+    """Refuse halves of characters, which could be neither written nor shown."""
+    for text in (trigger, *metadata, *metadata.values()):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise EmbeddingError(
+                f"{path}: {text[:80]!a} in it, or its own name, is no text in Unicode; rename the "
+                "file, or get a .safetensors copy"
+            ) from error
 
 
 def _check_vectors(where, vectors):

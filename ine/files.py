@@ -94,6 +94,29 @@ def read_within(path, limit):
     return raw.decode()
 
 
+def parse_json(text):
+    """Return what JSON from a stranger says.
+
+    Raises:
+        ValueError: It is not JSON, or has half a character in it (a lone surrogate), which could
+            be neither written nor shown.
+        RecursionError: It is too deep.
+    """
+    found = json.loads(text)
+    if b"\\ud" in (text if isinstance(text, bytes) else text.encode()).lower():
+        json.dumps(found, ensure_ascii=False).encode()
+    return found
+
+
+def user_path(typed):
+    """Return a path that a user typed, with `~` filled in where there is such a user."""
+    path = Path(typed)
+    try:
+        return path.expanduser()
+    except (RuntimeError, ValueError):  # "~name" of nobody here; a NUL
+        return path
+
+
 def check_free(path, force=False):
     """Raise `OutputError` if `path` exists and may not be replaced."""
     path = Path(path)

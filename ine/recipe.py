@@ -5,15 +5,15 @@ inverted and erased, and on which prompts choices are tuned. Nothing in a recipe
 """
 
 import math
+import os
 import re
-from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ine.errors import RecipeError, did_you_mean
-from ine.files import read_within, sha256_of, shipped
+from ine.files import read_within, sha256_of, shipped, user_path
 
 YAML_LIMIT = 200_000
 """Bytes of a recipe; the parser takes seconds for as many."""
@@ -302,8 +302,8 @@ def find_recipe(name_or_path):
     known = list_recipes()
     if str(name_or_path) in known:
         return known[str(name_or_path)]
-    path = Path(name_or_path).expanduser()
-    if path.is_file():
+    path = user_path(name_or_path)
+    if os.path.isfile(path):
         return path
     if path.suffix in {".yaml", ".yml"}:
         raise RecipeError(f"{path}: no such recipe file")

@@ -84,11 +84,15 @@ def make_scheduler(name, config, steps, device="cpu"):
         hint = did_you_mean(name, SCHEDULERS)
         raise IneError(f"scheduler {name!r} is unknown{hint}; known: {', '.join(SCHEDULERS)}")
     kind, settings = SCHEDULERS[name]
-    scheduler = getattr(diffusers, kind).from_config({**config, **settings})
     try:
+        scheduler = getattr(diffusers, kind).from_config({**config, **settings})
         scheduler.set_timesteps(steps, device=device)
-    except ValueError as error:  # LCM's steps are a part of those it was distilled from
-        raise IneError(f"scheduler {name!r} cannot make {steps} steps: {error}") from error
+    except Exception as error:  # whatever a library makes of settings that are not its own
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise IneError(
+            f"scheduler {name!r}: cannot take {steps} steps with the model's settings ({reason}); "
+            "give another --scheduler or number of --steps"
+        ) from error
     return scheduler
 
 

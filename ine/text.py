@@ -120,7 +120,7 @@ def tokenize(tokenizer, prompts, vectors=None, weighted=False):
         weighted: Whether weights and escapes in the prompts are understood.
 
     Raises:
-        PromptError: A learned vector would be cut off.
+        PromptError: A learned vector would be cut off, or a prompt is not text in Unicode.
     """
     counts = dict(vectors or {})
     pattern = trigger_pattern(counts) if counts else None
@@ -128,6 +128,7 @@ def tokenize(tokenizer, prompts, vectors=None, weighted=False):
     filler = tokenizer.convert_tokens_to_ids(tokenizer.tokenize("a"))[0]
     rows, places, weights = [], [], []
     for row, prompt in enumerate(prompts):
+        _check_unicode(prompt)
         ids, marks, weigh = [], [], []
         for piece in read_weights(prompt) if weighted else (Piece(prompt),):
             cuts = pattern.split(piece.text) if pattern else [piece.text]
@@ -158,6 +159,17 @@ def tokenize(tokenizer, prompts, vectors=None, weighted=False):
     weights = torch.tensor(weights)
     plain = bool((weights == 1).all())
     return Tokens(torch.tensor(rows), tuple(places), None if plain else weights)
+
+
+def _check_unicode(prompt):
+    """Refuse halves of characters, which a terminal of another encoding leaves in what is typed."""
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise PromptError(
+            f"prompt {prompt[:60]!a}: {prompt[error.start]!a} is no character; type it "
+            "in UTF-8, or give a file in UTF-8 with --prompts"
+        ) from None
 
 
 @contextmanager

@@ -15,10 +15,20 @@ from dataclasses import dataclass
 BRACKET = 1.1
 """What a pair of round brackets without a number multiplies by; square ones divide."""
 
+MOST_WEIGHT = 1e6
+"""Beyond it, upwards or downwards, a weight is cut: 145 brackets in one another."""
+
+MOST_PRODUCT = 1e150
+"""Likewise of round brackets alone, or square ones: 3600 in one another. Two are still finite."""
+
 SYMBOLS = re.compile(
-    r"\\[\\()\[\]]|[()\[\]]|:\s*(?P<weight>[+-]?(?:\d+\.?\d*|\.\d+))\s*\)|[^\\()\[\]:]+|[\\:]"
+    r"\\[\\()\[\]]|[()\[\]]"
+    r"|:\s*+(?P<weight>[+-]?(?:\d++\.?+\d*+|\.\d++))\s*+\)"
+    r"|[^\\()\[\]:]+|[\\:]"
 )
-"""Cuts a prompt into escapes, brackets, ":1.3)" and what lies between; nothing is left over."""
+"""Cuts a prompt into escapes, brackets, ":1.3)" and what lies between; nothing is left over.
+
+The "+" behind a "+" or "*" is possessive: a text of a million digits is gone through once."""
 
 
 @dataclass(frozen=True)
@@ -35,21 +45,21 @@ def read_weights(prompt):
     """Return the pieces of a prompt in order, those without text left out.
 
     A prompt without brackets and backslashes is one piece, itself. Where a bracket opens or
-    closes a new piece begins, so "x(fire-neg)" has the word "fire-neg" in it.
+    closes a new piece begins, so "x(fire-neg)" has the word "fire-neg" in it. Any text can be
+    read, in time that grows with its length; weights stay within `MOST_WEIGHT`.
 
     Returns:
         tuple[Piece, ...]
     """
-    texts, weights = [""], [1.0]
-    opened = {"(": [], "[": []}
-
-    def multiply(first, factor):
-        for place in range(first, len(weights)):
-            weights[place] *= factor
+    texts, opened = [""], {"(": [], "[": []}
+    spans = {"(": [], "[": []}
 
     def cut():
         texts.append("")
-        weights.append(1.0)
+
+    def close(bracket, factor):
+        # Pieces from the first to the last are in the brackets.
+        spans[bracket].append((opened[bracket].pop(), len(texts) - 1, factor))
 
     for found in SYMBOLS.finditer(prompt):
         symbol, weight = found[0], found["weight"]
@@ -57,18 +67,46 @@ def read_weights(prompt):
             cut()
             opened[symbol].append(len(texts) - 1)
         elif symbol == "]" and opened["["]:
-            multiply(opened["["].pop(), 1 / BRACKET)
+            close("[", 1 / BRACKET)
             cut()
         elif (symbol == ")" or weight) and opened["("]:
-            multiply(opened["("].pop(), float(weight) if weight else BRACKET)
+            close("(", float(weight) if weight else BRACKET)
             cut()
         else:
             texts[-1] += symbol[1:] if len(symbol) == 2 and symbol[0] == "\\" else symbol
-    for first in opened["("]:
-        multiply(first, BRACKET)
-    for first in opened["["]:
-        multiply(first, 1 / BRACKET)
+    for bracket, factor in (("(", BRACKET), ("[", 1 / BRACKET)):
+        while opened[bracket]:
+            close(bracket, factor)
+    products = (_products(found, len(texts)) for found in spans.values())
+    weights = (_within(up * down, MOST_WEIGHT) for up, down in zip(*products, strict=True))
     return tuple(Piece(t, w) for t, w in zip(texts, weights, strict=True) if t)
+
+
+def _products(spans, count):
+    """Return for each of `count` pieces the product of the factors of all spans that it is in.
+
+    Args:
+        spans: (first piece, last piece, factor), nested in one another, the inner ones first.
+        count: Number of pieces.
+
+    Each piece and span is looked at once, so that thousands of brackets in one another take no
+    longer than beside one another.
+    """
+    # A piece begins where one bracket opens, so no two spans have the same first piece.
+    starts = {first: (last, factor) for first, last, factor in spans}
+    made, inside = [], [(count, 1.0)]
+    for place in range(count):
+        while inside[-1][0] < place:
+            inside.pop()
+        if place in starts:
+            last, factor = starts[place]
+            inside.append((last, _within(inside[-1][1] * factor, MOST_PRODUCT)))
+        made.append(inside[-1][1])
+    return made
+
+
+def _within(number, most):
+    return max(-most, min(most, number))
 
 
 def plain_text(prompt):

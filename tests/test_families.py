@@ -297,7 +297,7 @@ def test_noise_that_a_sampler_adds_belongs_to_the_picture(kind, parts_of_kind):
 
 
 def test_lcm_makes_no_more_steps_than_it_learnt(parts_of_kind):
-    with pytest.raises(IneError, match="'lcm' cannot make 99 steps"):
+    with pytest.raises(IneError, match="'lcm': cannot take 99 steps"):
         sample(parts_of_kind["lcm"], steps=99)
 
 

@@ -87,6 +87,13 @@ def lose(file, key):
     return damage
 
 
+def gain(file, key):
+    def damage(folder):
+        edit_tensors(folder / file, lambda t: {**t, key: torch.zeros(2)})
+
+    return damage
+
+
 def write(file, text):
     return lambda folder: (folder / file).write_text(text)
 
@@ -108,6 +115,8 @@ def write(file, text):
         (lose(UNET, "conv_out.weight"), r"unet: lacks 1 weights .*conv_out\.weight the first"),
         (lose(ENCODER, "layers.0.layer_norm1.weight"), r"text_encoder: lacks 1 weights"),
         (lose(VAE, "decoder.conv_in.bias"), r"vae: lacks 1 weights"),
+        (gain(VAE, "decoder.more"), r"vae: has 1 weights .* no place for, decoder\.more the first"),
+        (gain(UNET, "more"), r"unet: has 1 weights that its configuration has no place for"),
     ],
 )
 def test_a_damaged_model_is_a_model_error_that_says_where(folder, damage, message):

@@ -6,12 +6,14 @@
 def generate(model, seed): ...
 """
 
+import os
 import re
 from pathlib import Path
 
 import click
 
 from ine.errors import CheckpointError
+from ine.files import user_path
 from ine.models.stack import as_unet, parse_layer
 
 DEVICES = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
@@ -56,7 +58,7 @@ class UnetFile(click.ParamType):
 
     def split_envvar_value(self, rv):
         """Return the files that an environment variable names; a path that exists is one."""
-        return [rv] if Path(rv).expanduser().exists() else super().split_envvar_value(rv)
+        return [rv] if os.path.exists(user_path(rv)) else super().split_envvar_value(rv)
 
 
 device = click.option(

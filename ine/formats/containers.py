@@ -4,6 +4,7 @@ A file is judged by its bytes, not by its extension: embeddings are often rename
 that failed leaves a web page under the right name.
 """
 
+import os
 import pickle
 import re
 import zipfile
@@ -53,9 +54,9 @@ def open_container(path):
 
 def _kind(path):
     """Return a key of OPENERS, by the first bytes."""
-    if not path.exists():
+    if not os.path.exists(path):
         raise EmbeddingError(f"{path}: no such file; give an embedding (.safetensors, .pt, .bin)")
-    if path.is_dir():
+    if os.path.isdir(path):
         raise EmbeddingError(f"{path}: is a folder; give the embedding file in it")
     try:
         size = path.stat().st_size
@@ -168,13 +169,19 @@ def _content_of(path, tree):
         vectors = vectors.parameters()
     if isinstance(vectors, dict):
         tensors = vectors
-        name = str(tree.get("name") or "") or None
-        metadata = {k: str(tree[k]) for k in KEPT if tree.get(k) is not None}
+        name = tree.get("name")
+        name = name if isinstance(name, str) and name else None
+        metadata = {k: str(tree[k]) for k in KEPT if _is_plain(tree.get(k))}
     elif isinstance(tree.get("state_dict"), dict):
         tensors = tree["state_dict"]
     tensors = {str(k): t for k, t in tensors.items() if isinstance(t, torch.Tensor)}
     shapes = {k: tuple(t.shape) if t.is_floating_point() else None for k, t in tensors.items()}
     return Content(shapes, tensors.__getitem__, name, metadata)
+
+
+def _is_plain(value):
+    """Return whether a value is a text or a number of usual size."""
+    return isinstance(value, str | float) or (isinstance(value, int) and abs(value) < 2**63)
 
 
 class ParameterDict:

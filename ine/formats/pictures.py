@@ -12,7 +12,8 @@ The JSON is A1111's dictionary (`string_to_param`, `name`, ...), a tensor being
 
 import base64
 import binascii
-import json
+import os
+import struct
 import warnings
 import zlib
 
@@ -21,6 +22,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from ine.errors import EmbeddingError
+from ine.files import parse_json
 
 CHUNK = "sd-ti-embedding"
 SIGNS = {
@@ -36,9 +38,13 @@ SIGNS = {
 CARRIERS = ("PNG", "WEBP", "AVIF")
 """Those that keep every bit and that Pillow can read."""
 
-PIXEL_LIMIT = 2**24
-JSON_LIMIT = 2**23
-"""Bytes of JSON; 75 vectors of SDXL's both encoders need half of it."""
+PIXEL_LIMIT = 2**23
+"""Pixels; 75 vectors of SDXL's both encoders need an eighth of them beside the picture."""
+
+JSON_LIMIT = 2**22
+"""Bytes of JSON; those vectors need four fifths of it."""
+
+NOISE_BLOCK = 2**16
 
 
 def is_picture(path, head):
@@ -64,27 +70,57 @@ def read_picture_data(path):
             is not whole.
     """
     try:
+        _check_chunks(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(path, formats=CARRIERS) as image:
                 across, down = image.size
                 if across * down > PIXEL_LIMIT:
-                    raise EmbeddingError(
-                        f"{path}: is a picture of {across} x {down} pixels, too large for one "
-                        "with an embedding in it; give the picture that A1111 wrote"
-                    )
+                    raise _too_large(path, f"{across} x {down} pixels")
                 image.load()
                 text = getattr(image, "text", {}).get(CHUNK)
-                pixels = np.asarray(image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError) as error:
+                data = _from_text(path, text) if text else _from_pixels(path, image)
+    except EmbeddingError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise _too_large(path, "far more pixels than any screen") from error
+    # Pillow's readers raise whatever their parsing stumbles on: OSError for a truncated file,
+    # SyntaxError for a broken PNG, RuntimeError for an AVIF, also EOFError, struct.error ...
+    except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         if isinstance(error, UnidentifiedImageError):  # whose text is the path again
             reason = "it cannot be opened"
         raise EmbeddingError(
             f"{path}: is a picture that is damaged or cut short ({reason}); download it again"
         ) from error
-    data = _from_text(path, text) if text else _from_pixels(path, pixels)
     return {key: _rebuilt(path, value) for key, value in _parsed(path, data).items()}
+
+
+def _too_large(path, size):
+    return EmbeddingError(
+        f"{path}: is a picture of {size}, too large for one with an embedding in it; give the "
+        "picture that A1111 wrote"
+    )
+
+
+def _check_chunks(path):
+    """Raise `ValueError` where a chunk of a PNG claims more bytes than follow it.
+
+    Pillow reserves what some chunks claim before it reads them.
+    """
+    size = os.path.getsize(path)
+    with open(path, "rb") as file:
+        if file.read(8) != SIGNS["PNG"][1]:
+            return
+        at = 8
+        while at + 12 <= size:
+            file.seek(at)
+            length, kind = struct.unpack(">I4s", file.read(8))
+            at += 12 + length
+            if at > size:
+                raise ValueError(f"its chunk {kind!a} claims {length} bytes")
+            if kind == b"IEND":
+                return
 
 
 def _from_text(path, text):
@@ -94,8 +130,9 @@ def _from_text(path, text):
         raise _not_whole(path) from error
 
 
-def _from_pixels(path, pixels):
-    """Return the JSON in the pixels of an (H, W, 3) picture."""
+def _from_pixels(path, image):
+    """Return the JSON in the pixels of a picture."""
+    pixels = np.asarray(image.convert("RGB"))
     used = (pixels > 0).all(axis=2)
     columns, rows = used.any(axis=0).nonzero()[0], used.any(axis=1).nonzero()[0]
     nothing = EmbeddingError(
@@ -131,12 +168,16 @@ def noise(count):
     The generator is the one of Press et al., Numerical Recipes (1992), ch. 7.1.
     """
     factor, step = 1664525, 1013904223
-    states = np.array([step], dtype=np.uint64)
-    while len(states) < count:  # m steps at once are again of the form a x + c
+    states, size = np.array([step], dtype=np.uint64), min(count, NOISE_BLOCK)
+    while len(states) < size:  # m steps at once are again of the form a x + c
         states = np.concatenate([states, (states * np.uint64(factor) + np.uint64(step)) % 2**32])
         step = (factor * step + step) % 2**32
         factor = factor * factor % 2**32
-    return (states[:count] % 255).astype(np.uint8)
+    made = np.empty(count, np.uint8)
+    for start in range(0, count, len(states)):  # by blocks, as states take eight times as much
+        made[start : start + len(states)] = (states % 255)[: count - start]
+        states = (states * np.uint64(factor) + np.uint64(step)) % 2**32
+    return made
 
 
 def _not_whole(path):
@@ -153,7 +194,7 @@ def _parsed(path, data):
             "not trust this picture, get a .safetensors copy"
         )
     try:
-        found = json.loads(data)
+        found = parse_json(data)
     except (ValueError, RecursionError) as error:
         raise _not_whole(path) from error
     if not isinstance(found, dict):

@@ -15,7 +15,7 @@ import torch
 
 from ine.embedding import ConceptEmbedding, fingerprints
 from ine.errors import EmbeddingError, IneError, did_you_mean
-from ine.files import JSON_LIMIT, check_free, read_within, sha256_of, write_json
+from ine.files import JSON_LIMIT, check_free, parse_json, read_within, sha256_of, write_json
 from ine.guidance.additive import Additive
 from ine.guidance.gates import Gate, Gated, Presence, Window, query_steps
 from ine.guidance.posterior import Belief, Posterior
@@ -221,7 +221,7 @@ def read_calibration(path):
     """
     path = Path(path)
     try:
-        data = json.loads(read_within(path, JSON_LIMIT))
+        data = parse_json(read_within(path, JSON_LIMIT))
     except FileNotFoundError as error:
         raise IneError(
             f"{path}: no such file; make it with: ine calibrate EMBEDDING --out {path}"

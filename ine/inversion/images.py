@@ -8,6 +8,7 @@ import csv
 import io
 import json
 import logging
+import os
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from ine.errors import PicturesError
-from ine.files import write_bytes
+from ine.files import JSON_LIMIT, parse_json, read_within, user_path, write_bytes
 from ine.pictures import read_picture
 
 log = logging.getLogger(__name__)
@@ -85,8 +86,8 @@ def list_pictures(folder):
     Raises:
         PicturesError: The folder is missing, is a file, or holds no picture.
     """
-    folder = Path(folder).expanduser()
-    if not folder.exists():
+    folder = user_path(folder)
+    if not os.path.exists(folder):
         raise PicturesError(f"{folder}: no such folder; give a folder of pictures")
     if not folder.is_dir():
         raise PicturesError(f"{folder}: is a file; give the folder that holds the pictures")
@@ -252,8 +253,8 @@ def read_captions(paths):
 
 def _read_text(path):
     try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        return read_within(path, JSON_LIMIT).removeprefix("\ufeff")
+    except (OSError, ValueError) as error:
         raise PicturesError(f"{path}: cannot be read as UTF-8 text ({error})") from error
 
 
@@ -264,7 +265,7 @@ def _read_table(path):
         if path.suffix == ".csv":
             rows = list(csv.DictReader(io.StringIO(text)))
         else:
-            rows = [json.loads(line) for line in text.split("\n") if line.strip()]
+            rows = [parse_json(line) for line in text.split("\n") if line.strip()]
     except (csv.Error, ValueError, RecursionError) as error:
         raise PicturesError(f"{path}: cannot be read as {path.suffix[1:]} ({error})") from error
     captions = {}
@@ -272,7 +273,7 @@ def _read_table(path):
         pair = [row.get(k) for k in ("file_name", "text")] if isinstance(row, dict) else [None]
         if not all(isinstance(value, str) for value in pair):
             raise PicturesError(
-                f"{path}: entry {number} has no text for 'file_name' and 'text': {row}"
+                f"{path}: entry {number} has no text for 'file_name' and 'text': {str(row)[:200]}"
             )
         if pair[0] in captions:
             raise PicturesError(f"{path}: {pair[0]} is named twice; keep one of them")

@@ -11,6 +11,7 @@ Shape letters: B pictures, N vectors, D text width.
 
 import json
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -306,17 +307,48 @@ def read_state(path, key):
         with safe_open(path, framework="pt") as file:
             about = json.loads(file.metadata()["state"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        same = about["key"] == key
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        _check_state(about, tensors)
+    # A dtype that torch lacks, or numbers that do not fit one, fail in other ways.
+    except (SafetensorError, OSError, LookupError, TypeError, ValueError, RuntimeError) as error:
         raise IneError(
-            f"{path}: is not a state of `ine invert`; delete it to begin anew"
+            f"{path}: is not a state of `ine invert`, or is broken; delete it to begin anew"
         ) from error
-    if not same:
+    if about["key"] != key:
         raise IneError(
             f"{path}: belongs to a run with other settings, weights or pictures; repeat those to "
             "resume it, or give --force to begin anew"
         )
     return about, tensors
+
+
+def _check_state(about, tensors):
+    """Raise `ValueError` where a run could not go on from what a state file says."""
+    best = about["best"]
+    previews = [*about["previews"], *([best] if best else [])]
+    numbers = [
+        number
+        for p in previews
+        for number in (p["step"], p["recovery"], p["left"], p["undefended"])
+        if number is not None
+    ]
+    if not all(isinstance(n, int | float) and math.isfinite(n) for n in numbers):
+        raise ValueError("a preview is of other things than numbers")
+    if {*map(len, previews)} - {4} or any(p["recovery"] is None for p in previews):
+        raise ValueError("a preview is of other fields")
+    if type(about["step"]) is not int or about["step"] < 0 or not isinstance(about["key"], str):
+        raise ValueError("step or key is of another kind")
+    count = sum(name.startswith("vectors.") for name in tensors)
+    kinds = ["vectors", "first", "second", *(["best"] if best else [])]
+    losses = tensors["losses"]
+    shapes = {n: tensors[f"vectors.{n}"].shape for n in range(count)}
+    wanted = {f"{kind}.{n}": shapes[n] for kind in kinds for n in shapes}
+    if not count or losses.dim() != 1 or losses.dtype != torch.float64:
+        raise ValueError("there are no vectors, or no losses")
+    for name, shape in wanted.items():
+        found = tensors[name]
+        fine = found.shape == shape and found.dim() == 2 and found.dtype == torch.float32
+        if not fine or not torch.isfinite(found).all():
+            raise ValueError(f"{name} is of another shape or not finite")
 
 
 def _restore(resumed, vectors, optimiser):

@@ -175,7 +175,7 @@ def _fit(parts, layer):
         changed["unet"] = changed_names(parts.unet, source.entries, source)
     states = {}
     for folder, encoder in zip(ENCODER_FOLDERS, parts.text_encoders, strict=False):
-        found = as_named_by(encoder, source.encoders.get(folder, {}))
+        found = as_named_by(encoder, source.encoders.get(folder, {}), source.path)
         theirs = replace(source, entries=found, prefix="")
         names = changed_names(encoder, found, theirs, folder) if found else []
         if names:

@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 
 from ine.models.open_clip import from_open_clip, to_open_clip
-from ine.models.sources import ENCODER_FOLDERS
+from ine.models.sources import ENCODER_FOLDERS, once_each
 
 UNET = "model.diffusion_model."
 VAE = "first_stage_model."
@@ -61,7 +61,7 @@ def is_compvis(source):
 
 def open_compvis(source):
     """Keep the UNet and the text encoders of a checkpoint; drop VAE, EMA and schedules."""
-    unet, encoders = {}, dict(source.encoders)
+    unet, found = {}, {folder: list(state.items()) for folder, state in source.encoders.items()}
     for key, tensor in source.entries.items():
         if "diffusion_model." in key or key.startswith(
             (*BARE, "time_embed.", "out.", "label_emb.")
@@ -69,22 +69,23 @@ def open_compvis(source):
             unet[key] = tensor
         for prefix, folder in ENCODERS.items():
             if key.startswith(prefix):
-                encoders.setdefault(folder, {})[key.removeprefix(prefix)] = tensor
+                found.setdefault(folder, []).append((key.removeprefix(prefix), tensor))
+    encoders = {folder: once_each(source.path, pairs) for folder, pairs in found.items()}
     return replace(source, entries=unet, encoders=encoders, rename=_rename, done=True)
 
 
 def _rename(parts, source):
     names = unet_names(parts.unet)
-    entries = {
-        names.get(key.rpartition("diffusion_model.")[2], key): tensor
+    pairs = [
+        (names.get(key.rpartition("diffusion_model.")[2], key), tensor)
         for key, tensor in source.entries.items()
-    }
+    ]
     encoders = dict(source.encoders)
     for folder, encoder in zip(ENCODER_FOLDERS, parts.text_encoders, strict=False):
         encoders[folder], left = from_open_clip(encoder, encoders.get(folder, {}))
         for name, why in left.items():
             log.debug("%s: %s of %s is not used, it %s", source.path.name, name, folder, why)
-    return replace(source, entries=entries, encoders=encoders)
+    return replace(source, entries=once_each(source.path, pairs), encoders=encoders)
 
 
 def unet_names(unet):

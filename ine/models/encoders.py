@@ -3,7 +3,7 @@
 import re
 from dataclasses import replace
 
-from ine.models.sources import folder_state
+from ine.models.sources import folder_state, once_each
 
 PREFIX = re.compile(r"(cond_stage_model\.transformer\.|module\.)*(text_encoder\.)?")
 ALIASES = ("embedding.", "encoder.", "final_layer_norm.")
@@ -14,11 +14,12 @@ def open_encoder(source):
     """Return the source with its entries as those of a text encoder, aliases stripped."""
     named = {key: PREFIX.match(key).end() for key in source.entries}
     whole = any(key[at:].startswith("text_model.") and at for key, at in named.items())
-    state = {
-        key[at:]: source.entries[key]
+    pairs = [
+        (key[at:], source.entries[key])
         for key, at in named.items()
         if not (whole and not at and key.startswith(ALIASES))
-    }
+    ]
+    state = once_each(source.path, pairs)
     return replace(source, entries={}, encoders={_which(state): state}, done=True)
 
 
@@ -43,17 +44,17 @@ def _which(state):
     )
 
 
-def as_named_by(encoder, state):
+def as_named_by(encoder, state, path=""):
     """Return a text encoder's state dict under the names that this transformers version uses.
 
     Since 5.6 CLIPTextModel has no `text_model.` level; files have it. `position_ids` are a
     constant that older versions saved, and a projection is no part of the plain encoder.
     """
     own = encoder.state_dict()
-    named = {}
+    pairs = []
     for name, tensor in state.items():
         options = (name, name.removeprefix("text_model."), f"text_model.{name}")
         known = next((option for option in options if option in own), None)
         if known or not name.endswith(("position_ids", "text_projection.weight")):
-            named[known or name] = tensor
-    return named
+            pairs.append((known or name, tensor))
+    return once_each(path, pairs)

@@ -13,7 +13,7 @@ from ine.errors import CheckpointError
 from ine.models.compvis import is_compvis, open_compvis
 from ine.models.encoders import open_encoder, open_encoder_folder, open_encoder_key
 from ine.models.lora import is_lora_folder, open_lora, open_lora_folder
-from ine.models.sources import ENCODER_FOLDERS, Source, folder_state, read_json
+from ine.models.sources import ENCODER_FOLDERS, Source, folder_state, once_each, read_json
 
 PLAIN = "diffusers UNet"
 PREFIXED = "wrapper's prefix"
@@ -146,14 +146,14 @@ def _is_nested(source):
 
 
 def _flatten(source):
-    flat = {
-        f"{module.removeprefix('unet.')}.{leaf}": tensor
+    pairs = [
+        (f"{module.removeprefix('unet.')}.{leaf}", tensor)
         for module, leaves in source.entries.items()
         for leaf, tensor in leaves.items()
         # A layer without a bias is written as {"weight": ..., "bias": None}.
         if tensor is not None
-    }
-    return replace(source, entries=flat)
+    ]
+    return replace(source, entries=once_each(source.path, pairs))
 
 
 def _open_unet_key(source):

@@ -5,16 +5,16 @@ Three spellings of one idea, told apart by their keys: diffusers (`X.lora.down.w
 which SPM writes too).
 """
 
-import json
 import re
 from dataclasses import replace
 
 import torch
 
 from ine.errors import CheckpointError
+from ine.files import parse_json
 from ine.models.compvis import unet_names
 from ine.models.lowrank import LowRank
-from ine.models.sources import read_json
+from ine.models.sources import once_each, read_json
 from ine.models.weight_files import read_file
 
 PART = re.compile(
@@ -47,6 +47,11 @@ def open_lora(source):
     for module, sides in pairs.items():
         component, name = _place(module, source)
         made = _difference(source, module, sides)
+        if name in found.get(component, {}):
+            raise CheckpointError(
+                f"{source.path}: has two differences for {name} of the {component}, one of them "
+                f"under {module}; the file was merged wrongly, get it from its source"
+            )
         scale = _scale(made.rank, alphas.pop(module, None), adapter.get(component, {}), name)
         found.setdefault(component, {})[name] = replace(made, scale=scale)
     if alphas:
@@ -92,7 +97,14 @@ def _collect(source):
             alphas[key.removesuffix(".alpha")] = _number(source, key, tensor)
         elif part := PART.fullmatch(key):
             side = part["short"] or part["long"]
-            pairs.setdefault(part["module"], {})[SIDES.get(side, side)] = tensor
+            sides = pairs.setdefault(part["module"], {})
+            side = SIDES.get(side, side)
+            if side in sides:
+                raise CheckpointError(
+                    f"{source.path}: {key} is a second {side!r} half of {part['module']}; expected "
+                    "one LoRA in one spelling, save the one you want in a file of its own"
+                )
+            sides[side] = tensor
         else:
             raise CheckpointError(
                 f"{source.path}: {key} is no part of a plain LoRA (LoHa, LoKr, DoRA and biases "
@@ -104,7 +116,7 @@ def _collect(source):
 def _number(source, key, value):
     try:
         return float(value)
-    except (TypeError, ValueError, RuntimeError):
+    except (TypeError, ValueError, RuntimeError, OverflowError):
         raise CheckpointError(f"{source.path}: {key} is not one number") from None
 
 
@@ -168,20 +180,25 @@ def _adapter_settings(source):
         found = {"unet": source.config}
     else:
         try:
-            flat = json.loads(source.metadata.get("lora_adapter_metadata", "{}"))
+            flat = parse_json(source.metadata.get("lora_adapter_metadata", "{}"))
         except (ValueError, RecursionError):
-            flat = {}
+            flat = None
+        if not isinstance(flat, dict):
+            raise CheckpointError(
+                f"{source.path}: its lora_adapter_metadata, which holds the alpha, cannot be read; "
+                "download or save it again"
+            )
         found = {}
-        for key, value in flat.items() if isinstance(flat, dict) else ():
+        for key, value in flat.items():
             component, _, setting = key.partition(".")
             found.setdefault(component, {})[setting] = value
     for settings in found.values():
         pattern = settings.get("alpha_pattern") or {}
-        table = pattern if isinstance(pattern, dict) else {"": pattern}
-        if settings.get("use_dora") or not all(
-            n is None or (isinstance(n, int | float) and abs(n) < MOST_ALPHA)
-            for n in [settings.get("lora_alpha"), *table.values()]
-        ):
+        plain = isinstance(pattern, dict) and not settings.get("use_dora")
+        alphas = [*pattern.values()] if plain else []
+        if settings.get("lora_alpha") is not None:
+            alphas.append(settings["lora_alpha"])
+        if not plain or not all(type(n) in (int, float) and abs(n) < MOST_ALPHA for n in alphas):
             raise CheckpointError(
                 f"{source.path}: its adapter settings are not those of a plain LoRA; merge it "
                 "into a UNet with the tool that made it, and give that"
@@ -199,8 +216,8 @@ def _rename(parts, source):
         for name in _modules(encoder) if encoder is not None else ():
             bare = name.removeprefix("text_model.")
             table |= {form.replace(".", "_"): name for form in (bare, f"text_model.{bare}")}
-        encoders[folder] = _renamed(values, table)
-    return replace(source, entries=_renamed(source.entries, unet), encoders=encoders)
+        encoders[folder] = _renamed(source, values, table)
+    return replace(source, entries=_renamed(source, source.entries, unet), encoders=encoders)
 
 
 def _paired(source, parts):
@@ -220,10 +237,10 @@ def _compvis_modules(unet):
     }
 
 
-def _renamed(values, table):
-    made = {}
+def _renamed(source, values, table):
+    pairs = []
     for name, value in values.items():
         prefix = next((p for p in KOHYA if name.startswith(p)), "")
         known = table.get(name.removeprefix(prefix)) if prefix else None
-        made[f"{known}.weight" if known else name] = value
-    return made
+        pairs.append((f"{known}.weight" if known else name, value))
+    return once_each(source.path, pairs)

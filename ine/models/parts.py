@@ -1,6 +1,6 @@
 """The pieces of a text-to-image pipeline, loaded once and never changed."""
 
-import json
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,12 +9,19 @@ from diffusers.models.embeddings import get_timestep_embedding
 from torch import nn
 
 from ine.errors import ModelError
+from ine.files import JSON_LIMIT, parse_json, read_within, user_path
+from ine.models.components import load_component
 from ine.models.families import family_of
 from ine.models.few_steps import few_steps_of
 from ine.models.inpainting import everything_masked
+from ine.models.schedules import check_schedule
+from ine.models.tokenizers import load_tokenizer
 
 MINI = "mini"
 MINI_FOLDER = Path(__file__).parent / "mini"
+
+MOST_SIDE = 1024
+"""Side of a latent, 8192 pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +145,7 @@ def load_parts(model=MINI, device="cpu", dtype=torch.float32):
             machine and cannot be fetched.
     """
     from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
     folder = find_model(model)
     if folder.is_file():
@@ -149,33 +156,58 @@ def load_parts(model=MINI, device="cpu", dtype=torch.float32):
     tokenizers, encoders = [], []
     for suffix in ("", "_2"):
         # [library, class], or twice null where there is none.
-        found = (index.get(f"text_encoder{suffix}") or [None])[-1]
-        if found is None:
+        found = index.get(f"text_encoder{suffix}") or [None]
+        named = found[-1] if isinstance(found, list) else found
+        if named is None:
             continue
-        if found not in ("CLIPTextModel", "CLIPTextModelWithProjection"):
+        if named not in ("CLIPTextModel", "CLIPTextModelWithProjection"):
             raise ModelError(
-                f"{model}: has a text encoder of class {found}, expected a CLIPTextModel; give a "
-                "Stable Diffusion model"
+                f"{model}: has a text encoder of class {str(named)[:80]}, expected a "
+                "CLIPTextModel; give a Stable Diffusion model"
             )
         kind = CLIPTextModelWithProjection if suffix else CLIPTextModel
-        tokenizers.append(load_tokenizer(CLIPTokenizer, folder / f"tokenizer{suffix}"))
-        encoders.append(_load(kind, folder / f"text_encoder{suffix}", device, dtype))
+        encoder = _load(kind, folder / f"text_encoder{suffix}", device, dtype)
+        room = encoder.config.max_position_embeddings
+        rows = len(encoder.get_input_embeddings().weight)
+        tokenizers.append(load_tokenizer(folder / f"tokenizer{suffix}", room, rows))
+        encoders.append(encoder)
     if not encoders:
         raise ModelError(f"{model}: has no CLIP text encoder; ine needs a Stable Diffusion model")
+    schedule = folder / "scheduler" / "scheduler_config.json"
+    settings = read_model_json(schedule)
+    check_schedule(schedule, settings)
     unet = _load(UNet2DConditionModel, folder / "unet", device, dtype)
     vae_config = folder / "vae" / "config.json"
-    settings = read_model_json(vae_config) if vae_config.is_file() else {}
-    vae = _load(AutoencoderKL, folder / "vae", device, vae_dtype(settings, dtype))
-    return DiffusionParts(
+    upcast = read_model_json(vae_config) if vae_config.is_file() else {}
+    vae = _load(AutoencoderKL, folder / "vae", device, vae_dtype(upcast, dtype))
+    parts = DiffusionParts(
         name=str(model),
         tokenizers=tuple(tokenizers),
         text_encoders=tuple(encoders),
         unet=unet,
         vae=vae,
-        scheduler_config=read_model_json(folder / "scheduler" / "scheduler_config.json"),
+        scheduler_config=settings,
         zeros_for_nothing=index.get("force_zeros_for_empty_prompt") is True,
-        beside=everything_masked(unet, vae),
     )
+    _check_pieces(parts)
+    return replace(parts, beside=everything_masked(unet, vae))
+
+
+def _check_pieces(parts):
+    """Refuse pieces that do not belong to one model."""
+    states = sum(encoder.config.hidden_size for encoder in parts.text_encoders)
+    if parts.width != states:
+        raise ModelError(
+            f"{parts.name}: its U-Net reads text states of width {parts.width}, its text encoders "
+            f"make {states}; its folders are of different models, get the model again"
+        )
+    size = parts.unet.config.sample_size
+    sides = size if isinstance(size, list | tuple) else [size, size]
+    if len(sides) != 2 or not all(type(n) is int and 0 < n <= MOST_SIDE for n in sides):
+        raise ModelError(
+            f"{parts.name}: the sample_size of its U-Net is {str(size)[:80]}, expected the side of "
+            "a latent; get the model again"
+        )
 
 
 def vae_dtype(config, dtype):
@@ -190,8 +222,8 @@ def read_model_json(path):
         ModelError: It cannot be read or is something else.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        found = parse_json(read_within(path, JSON_LIMIT))
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(
             f"{path}: cannot be read as JSON ({error}); get the model again"
         ) from error
@@ -200,35 +232,20 @@ def read_model_json(path):
     return found
 
 
-def load_tokenizer(kind, folder):
-    """Return the tokenizer of a model's folder.
-
-    Raises:
-        ModelError: There is none, or it cannot be loaded.
-    """
-    # Given a folder that is not there, transformers looks for it on the hub.
-    if not folder.is_dir():
-        raise ModelError(f"{folder}: is missing; get the model again")
-    try:
-        return kind.from_pretrained(folder)
-    except Exception as error:  # whatever the parsing of its files stumbles on
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(f"{folder}: cannot be loaded ({reason}); get the model again") from error
-
-
 def _load(kind, folder, device, dtype):
-    if not folder.is_dir():
-        raise ModelError(f"{folder}: is missing; get the model again")
-    try:
-        module, info = kind.from_pretrained(folder, torch_dtype=dtype, output_loading_info=True)
-    except Exception as error:  # damaged files raise nearly anything, SafetensorError among it
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(f"{folder}: cannot be loaded ({reason}); get the model again") from error
+    module, info = load_component(kind, folder, dtype)
     # The libraries fill gaps with random numbers and go on.
     if gaps := sorted(info["missing_keys"]):
         raise ModelError(
             f"{folder}: lacks {len(gaps)} weights of a {kind.__name__}, {gaps[0]} the first; get "
             "the model again"
+        )
+    # A text encoder's file may hold more than is used (position_ids, a projection).
+    extra = [] if hasattr(module, "get_input_embeddings") else sorted(info["unexpected_keys"])
+    if extra:
+        raise ModelError(
+            f"{folder}: has {len(extra)} weights that its configuration has no place for, "
+            f"{extra[0]} the first; get the model again"
         )
     module = module.to(device).eval().requires_grad_(False)
     for parameter in module.parameters():
@@ -251,12 +268,12 @@ def find_model(model, index="model_index.json", fetch=True):
     """
     if str(model) == MINI:
         return MINI_FOLDER
-    folder = Path(model).expanduser()
-    if (folder / index).is_file():
+    folder = user_path(model)
+    if os.path.isfile(folder / index):
         return folder
-    if folder.is_file() and index == "model_index.json":
+    if os.path.isfile(folder) and index == "model_index.json":
         return folder
-    if folder.exists():
+    if os.path.exists(folder):
         raise ModelError(
             f"{model}: is not a diffusers pipeline folder (no {index}); give the folder "
             "that holds unet/, vae/ and text_encoder/, a model's single file, a hub id, or 'mini'"

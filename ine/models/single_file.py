@@ -12,7 +12,7 @@ import torch
 from accelerate import init_empty_weights
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from ine.errors import CheckpointError, ModelError
 from ine.models.clip_tokenizer import clip_tokenizer
@@ -22,8 +22,10 @@ from ine.models.inpainting import everything_masked
 from ine.models.layouts import recognise
 from ine.models.lowrank import without_kernel
 from ine.models.open_clip import from_open_clip
-from ine.models.parts import DiffusionParts, find_model, load_tokenizer, read_model_json, vae_dtype
+from ine.models.parts import DiffusionParts, find_model, read_model_json, vae_dtype
+from ine.models.schedules import check_schedule
 from ine.models.sources import ENCODER_FOLDERS, Source
+from ine.models.tokenizers import load_tokenizer
 from ine.models.variants import check_known, prediction_of, stated_prediction, variants_of
 from ine.models.weight_files import read_file
 
@@ -78,7 +80,10 @@ def load_single_file(path, device="cpu", dtype=torch.float32, config=None):
         "vae": _empty(AutoencoderKL, settings["vae"]),
         **{name: _empty_encoder(name, settings[name]) for name in folders},
     }
-    values, left = _sort(entries, modules)
+    try:
+        values, left = _sort(path, entries, modules)
+    except CheckpointError as error:  # two values of one name
+        raise ModelError(str(error)) from error
     for name, module in modules.items():
         _check(path, name, module, values[name])
     for name, module in modules.items():
@@ -90,10 +95,10 @@ def load_single_file(path, device="cpu", dtype=torch.float32, config=None):
     return DiffusionParts(
         name=str(given),
         tokenizers=tuple(
-            clip_tokenizer(settings[name]["pad_token"])
+            clip_tokenizer(settings[_tokenizer(name)]["pad_token"])
             if config is None
-            else load_tokenizer(CLIPTokenizer, folder / name)
-            for name in (name.replace("text_encoder", "tokenizer") for name in folders)
+            else _tokenizer_of(folder / _tokenizer(name), modules[name])
+            for name in folders
         ),
         text_encoders=tuple(modules[name] for name in folders),
         unet=modules["unet"],
@@ -102,6 +107,16 @@ def load_single_file(path, device="cpu", dtype=torch.float32, config=None):
         zeros_for_nothing=settings["model_index"].get("force_zeros_for_empty_prompt") is True,
         beside=everything_masked(modules["unet"], modules["vae"]),
     )
+
+
+def _tokenizer(encoder):
+    """Return the name of an encoder's tokenizer."""
+    return encoder.replace("text_encoder", "tokenizer")
+
+
+def _tokenizer_of(folder, encoder):
+    rows = len(encoder.get_input_embeddings().weight)
+    return load_tokenizer(folder, encoder.config.max_position_embeddings, rows)
 
 
 def _read(path):
@@ -133,9 +148,12 @@ def _shipped_settings(path, entries, metadata):
 def _folder_settings(folder):
     """Return the configurations of a pipeline folder, in the form of `Variant.settings`."""
     names = [n for n in ENCODER_FOLDERS if (folder / n / "config.json").is_file()]
+    schedule = folder / "scheduler" / "scheduler_config.json"
+    scheduler = read_model_json(schedule)
+    check_schedule(schedule, scheduler)
     return {
         **{n: read_model_json(folder / n / "config.json") for n in ("unet", "vae", *names)},
-        "scheduler": read_model_json(folder / "scheduler" / "scheduler_config.json"),
+        "scheduler": scheduler,
         "model_index": read_model_json(folder / "model_index.json"),
     }
 
@@ -190,7 +208,7 @@ def _empty_encoder(name, settings):
         return kind(CLIPTextConfig.from_dict(settings))
 
 
-def _sort(entries, modules):
+def _sort(path, entries, modules):
     """Return {component: {name in its state dict: tensor}}, and the keys that are nothing's."""
     found, left = {name: {} for name in modules}, []
     names = {UNET: unet_names(modules["unet"]), VAE: vae_names(modules["vae"])}
@@ -208,7 +226,7 @@ def _sort(entries, modules):
         if name in modules:
             module, state = modules[name], found[name]
             state = {n: t for n, t in state.items() if isinstance(t, torch.Tensor)}
-            found[name] = as_named_by(module, from_open_clip(module, state)[0])
+            found[name] = as_named_by(module, from_open_clip(module, state)[0], path)
             own = module.state_dict()
             left += [f"{n} of {name}" for n in found[name] if n not in own]
     return found, left

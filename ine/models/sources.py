@@ -1,12 +1,14 @@
 """What a user named with --unet, before it is recognised: a file's entries, or a folder."""
 
-import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 from ine.errors import CheckpointError
-from ine.files import JSON_LIMIT, read_within
+from ine.files import JSON_LIMIT, parse_json, read_within, user_path
 from ine.models.weight_files import read_file
 
 ENCODER_FOLDERS = ("text_encoder", "text_encoder_2")
@@ -64,8 +66,8 @@ class Source:
 
 def open_source(path):
     """Return a file or folder, ready to be recognised."""
-    path = Path(path).expanduser()
-    if path.is_dir():
+    path = user_path(path)
+    if os.path.isdir(path):
         return Source(path=path, folder=path)
     entries, metadata = read_file(path)
     if not entries:
@@ -77,7 +79,7 @@ def read_json(folder, name="config.json"):
     """Return a folder's JSON file, {} where there is none."""
     path = folder / name
     try:
-        value = json.loads(read_within(path, JSON_LIMIT)) if path.is_file() else {}
+        value = parse_json(read_within(path, JSON_LIMIT)) if path.is_file() else {}
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: cannot be read as JSON ({error})") from error
     if not isinstance(value, dict):
@@ -98,13 +100,46 @@ def _is_setting(name, value):
     return value is None or all(isinstance(item, kinds) for item in items)
 
 
+def once_each(path, pairs):
+    """Return {name: value} of pairs, after refusing names that stand for two different values.
+
+    A file may spell a tensor in two ways, or have it in two shards. Which one counts would depend
+    on the order; copies of the same numbers do no harm.
+
+    Args:
+        path: Where they come from, for errors.
+        pairs: (name, tensor or anything else).
+
+    Raises:
+        CheckpointError: Two values of a name differ.
+    """
+    made = {}
+    for name, value in pairs:
+        if name in made and not _same_bits(made[name], value):
+            raise CheckpointError(
+                f"{path}: holds two different values for {name}, in two spellings or files; "
+                "expected one, save the one you want in a file of its own"
+            )
+        made[name] = value
+    return made
+
+
+def _same_bits(one, other):
+    tensors = isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor)
+    if not tensors or (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    # As bytes, since NaN differs from itself and some dtypes cannot be compared.
+    return torch.equal(*(t.detach().reshape(-1, 1).view(torch.uint8) for t in (one, other)))
+
+
 def folder_state(folder):
     """Return the state dict of a component's folder, in one file or in shards."""
     for ending in (".safetensors", ".bin"):
         for name in WEIGHT_NAMES:
             if (folder / f"{name}{ending}.index.json").is_file():
-                shards = _shards(folder, f"{name}{ending}.index.json")
-                return {k: v for shard in shards for k, v in read_file(folder / shard)[0].items()}
+                shards = shard_names(folder, f"{name}{ending}.index.json")
+                files = (read_file(folder / shard)[0] for shard in shards)
+                return once_each(folder, [pair for found in files for pair in found.items()])
             if (folder / f"{name}{ending}").is_file():
                 return read_file(folder / f"{name}{ending}")[0]
     files = (
@@ -119,7 +154,7 @@ def folder_state(folder):
     )
 
 
-def _shards(folder, name):
+def shard_names(folder, name):
     """Return the names of the files that an index lists, all of them right in its folder."""
     listed = read_json(folder, name).get("weight_map")
     if not isinstance(listed, dict) or not all(isinstance(n, str) for n in listed.values()):

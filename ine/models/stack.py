@@ -4,10 +4,12 @@ No torch here: the command line parses its options with this.
 """
 
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from ine.errors import CheckpointError
+from ine.files import user_path
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ def parse_layer(text):
         CheckpointError: What follows an existing file's name is not a finite number.
     """
     path = Path(text)
-    if path.expanduser().exists():
+    if _exists(path):
         return Layer(path)
     name, colon, tail = str(text).rpartition(":")
     if not colon or not name:
@@ -61,12 +63,17 @@ def parse_layer(text):
         weight = math.nan
     if math.isfinite(weight):
         return Layer(Path(name), weight)
-    if Path(name).expanduser().exists():
+    if _exists(name):
         raise CheckpointError(
             f"{text}: {tail!r} is not a weight; give a number, such as {name}:0.5, or the file "
             "alone"
         )
     return Layer(path)
+
+
+def _exists(path):
+    # Unlike Path.exists this is false of what can be no path: too long, or with a NUL.
+    return os.path.exists(user_path(path))
 
 
 def as_unet(layers):

@@ -5,6 +5,7 @@ download that failed leaves a web page under the right name.
 """
 
 import json
+import os
 import pickle
 import re
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ine.errors import CheckpointError
-from ine.files import JSON_LIMIT, atomic_path, is_lfs_pointer, is_web_page
+from ine.files import JSON_LIMIT, atomic_path, is_lfs_pointer, is_web_page, user_path
 from ine.models.torch_files import load_torch_file
 
 HEADER_LIMIT = JSON_LIMIT
@@ -43,7 +44,7 @@ def read_file(path):
     kind = _kind(path)
     if kind == "torch":
         return _read_torch(path), {}
-    metadata = _checked_header(path).get("__metadata__") or {}
+    metadata = check_safetensors(path).get("__metadata__") or {}
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
@@ -58,10 +59,10 @@ def weights_metadata(path):
     Raises:
         CheckpointError: The file is missing, empty, truncated, or not weights.
     """
-    path = Path(path).expanduser()
-    if path.is_dir() or _kind(path) != "safetensors":
+    path = user_path(path)
+    if os.path.isdir(path) or _kind(path) != "safetensors":
         return {}
-    return _checked_header(path).get("__metadata__") or {}
+    return check_safetensors(path).get("__metadata__") or {}
 
 
 def write_unet_weights(path, tensors, metadata, dtype=None):
@@ -110,8 +111,9 @@ def _kind(path):
             start = file.read(512)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file; give the unlearned UNet's weights") from None
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+    except (OSError, ValueError) as error:  # a NUL in a path is a ValueError
+        reason = getattr(error, "strerror", error)
+        raise CheckpointError(f"{path}: cannot be read ({reason})") from error
     if not start:
         raise CheckpointError(f"{path}: is empty; download or copy it again")
     if is_lfs_pointer(start):
@@ -132,8 +134,12 @@ def _kind(path):
     return "safetensors"
 
 
-def _checked_header(path):
-    """Return a safetensors header, after checking that the file holds all that it lists."""
+def check_safetensors(path):
+    """Return a safetensors header, after checking that the file holds all that it lists.
+
+    Raises:
+        CheckpointError: The file is cut short, or has another kind of header.
+    """
     size = Path(path).stat().st_size
     with Path(path).open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -161,7 +167,9 @@ def _checked_header(path):
 
 
 def _end(entry):
-    """Return where a tensor's bytes end, after the header."""
+    """Return where a tensor's bytes end, after the header; its shape is looked at too."""
+    if not all(type(n) is int and 0 <= n < 2**63 for n in entry["shape"]):
+        raise ValueError(f"shape {str(entry['shape'])[:80]}")
     start, end = entry["data_offsets"]
     if type(start) is not int or type(end) is not int or not 0 <= start <= end:
         raise ValueError(f"data_offsets {str(entry['data_offsets'])[:80]}")

@@ -216,7 +216,7 @@ def _read_state(path, key, names):
                     "begin anew"
                 )
             return about["done"], {name: file.get_tensor(name) for name in wanted}
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+    except (SafetensorError, OSError, LookupError, TypeError, ValueError, RuntimeError) as error:
         raise IneError(
             f"{path}: is not a state of `ine unlearn`; delete it or give --force"
         ) from error

@@ -4,8 +4,10 @@ Named after what they aim at; one file may get several. They know their format: 
 JSON, a zip stays a zip, so that the change is met deep inside a reader and not at its door.
 """
 
+import base64
 import io
 import json
+import math
 import pickletools
 import struct
 import warnings
@@ -539,7 +541,397 @@ def yaml_long(chance, raw):
 YAML = (yaml_values, yaml_values, yaml_values, yaml_lines, yaml_lines, yaml_bomb, yaml_long)
 
 
+# LoRAs
+
+
+def _tensors(raw):
+    """Return (header, {name: (dtype, shape, bytes)}) of a safetensors file."""
+    header, body = _split(raw)
+    header = json.loads(header)
+    about = header.pop("__metadata__", None)
+    entries = {
+        k: [v["dtype"], v["shape"], body[slice(*v["data_offsets"])]] for k, v in header.items()
+    }
+    return about, entries
+
+
+def _packed(about, entries):
+    header, body = {} if about is None else {"__metadata__": about}, b""
+    for key, (dtype, shape, data) in entries.items():
+        header[key] = {"dtype": dtype, "shape": shape}
+        header[key]["data_offsets"] = [len(body), len(body) + len(data)]
+        body += data
+    return _join(json.dumps(header).encode(), body)
+
+
+WIDE = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "U8": 1, "BOOL": 1, "F8_E4M3": 1}
+WIDE |= {"F8_E5M2": 1, "C64": 8, "F8_E8M0": 1, "I16": 2}
+
+
+def other_dtype(chance, raw):
+    """Say of one tensor's bytes that they are of another dtype, the shape made to fit."""
+    about, entries = _tensors(raw)
+    entry = chance.choice(list(entries.values()))
+    dtype = chance.choice(list(WIDE))
+    before = WIDE.get(entry[0], 4)
+    if WIDE[dtype] == before or not entry[1]:
+        entry[0] = dtype
+    elif chance.randrange(2):
+        values = len(entry[2]) // before
+        entry[0], entry[2] = dtype, bytes(values * WIDE[dtype])
+    else:
+        entry[0], entry[1] = dtype, [*entry[1][:-1], entry[1][-1] * before // WIDE[dtype]]
+    return _packed(about, entries)
+
+
+def lora_pairs(chance, raw):
+    """Take a half away, turn it, give it another rank, or give a module two of them."""
+    about, entries = _tensors(raw)
+    key = chance.choice(list(entries))
+    dtype, shape, data = entries[key]
+    action = chance.randrange(8)
+    if action == 0:
+        del entries[key]
+    elif action == 1:
+        entries[key] = [dtype, shape[::-1], data]
+    elif action == 2:
+        other = chance.choice(list(entries))
+        entries[key], entries[other] = entries[other], entries[key]
+    elif action == 3:
+        rank = chance.choice((0, 1, 3, 2**16))
+        size = WIDE[dtype] * rank * 4
+        entries[key] = [dtype, chance.choice(([rank, 4], [4, rank])), bytes(size)]
+    elif action == 4:
+        entries[lora_name(chance, key)] = [dtype, shape, data[::-1]]
+    elif action == 5:
+        entries[lora_name(chance, key)] = entries.pop(key)
+    elif action == 6:
+        entries[key] = [dtype, [*shape, 1, 1][: chance.choice((1, 3, 4, 6))], data]
+    else:
+        value = chance.choice((math.nan, math.inf, 1e38, -1e30, 0.0, 1e-40))
+        entries[key] = [dtype, shape, struct.pack("<f", value) * (len(data) // 4)]
+    return _packed(about, entries)
+
+
+def lora_name(chance, key):
+    """Return another spelling of a LoRA's key, or a key of something else."""
+    module = key.split(".lora")[0]
+    names = (
+        key.removeprefix("unet."),
+        f"unet.{key}",
+        f"base_model.model.{key}",
+        f"text_encoder.{key}",
+        key.replace(".weight", ".default.weight"),
+        key.replace(".lora.down.", ".lora_A.").replace(".lora.up.", ".lora_B."),
+        key.replace("lora_A", "lora_down").replace("lora_B", "lora_up"),
+        f"{module}.alpha",
+        f"{module}.lora_mid.weight",
+        f"{module}.lora_magnitude_vector.weight",
+        f"{module}.hada_w1_a",
+        f"lora_unet_{module.removeprefix('unet.').replace('.', '_')}.lora_up.weight",
+        ".lora_up.weight",
+        "lora_unet_.lora_down.weight",
+        "bundle_emb.x.y",
+    )
+    return chance.choice(names)
+
+
+def lora_alpha(chance, raw):
+    """State an alpha: of no module, not a number, several numbers, huge."""
+    about, entries = _tensors(raw)
+    modules = [key.split(".lora")[0] for key in entries]
+    value = chance.choice((0.0, math.nan, math.inf, -math.inf, -1.0, 1e38, 1e30, 1e-40))
+    data = struct.pack("<f", value)
+    shape = chance.choice(([], [], [1], [1, 1], [2], [0]))
+    count = math.prod(shape)
+    key = chance.choice((*modules, "x", ""))
+    entries[f"{key}.alpha"] = chance.choice(
+        (["F32", shape, data * count], ["I64", shape, bytes(8 * count)], ["BOOL", [], b"\1"])
+    )
+    return _packed(about, entries)
+
+
+def lora_settings(chance, raw):
+    """Write settings as diffusers does into the header: flat, and mostly not plain."""
+    about, entries = _tensors(raw)
+    keys = ("unet.lora_alpha", "unet.alpha_pattern", "text_encoder.use_dora", "unet", "r", ".")
+    table = {chance.choice(keys): odd(chance) for _ in range(3)}
+    text = chance.choice((json.dumps(table), nested(chance, "[", "]"), "1", "[]", '"x"'))
+    return _packed({**(about or {}), "lora_adapter_metadata": text}, entries)
+
+
+TENSORS = (lora_pairs, lora_pairs, lora_pairs, lora_alpha, lora_settings, other_dtype)
+
+
+# Pictures
+
+
+def _chunks(raw):
+    """Return [kind, bytes] of a PNG's chunks."""
+    found, at = [], 8
+    while at + 12 <= len(raw):
+        length = int.from_bytes(raw[at : at + 4], "big")
+        found.append([raw[at + 4 : at + 8], raw[at + 8 : at + 8 + length]])
+        at += 12 + length
+    return found
+
+
+def _png(chunks, chance=None):
+    made = b"\x89PNG\r\n\x1a\n"
+    for kind, data in chunks:
+        made += len(data).to_bytes(4, "big") + kind + data
+        made += (zlib.crc32(kind + data)).to_bytes(4, "big")
+    return made
+
+
+def png_claims(chance, raw):
+    """Let a chunk claim another length or checksum."""
+    made, at, spots = bytearray(raw), 8, []
+    while at + 12 <= len(raw):
+        length = int.from_bytes(raw[at : at + 4], "big")
+        spots += [at, at + 8 + length]
+        at += 12 + length
+    at = chance.choice(spots)
+    made[at : at + 4] = (chance.choice(NUMBERS) % 2**32).to_bytes(4, "big")
+    return bytes(made)
+
+
+def png_head(chance, raw):
+    """Claim another size, depth, kind of colours or interlacing; the checksum is right."""
+    chunks = _chunks(raw)
+    head = bytearray(chunks[0][1])
+    if chance.randrange(2):
+        sizes = (0, 1, 255, 4000, 4097, 2**14, 2**15, 60_000, 2**20, 2**31 - 1, 2**31, 2**32 - 1)
+        for at in chance.choice(((0,), (4,), (0, 4))):
+            head[at : at + 4] = chance.choice(sizes).to_bytes(4, "big")
+    else:
+        head[chance.randrange(8, 13)] = chance.choice((0, 1, 2, 3, 4, 6, 8, 16, 255))
+    chunks[0][1] = bytes(head)
+    return _png(chunks)
+
+
+def png_chunks(chance, raw):
+    chunks = _chunks(raw)
+    at = chance.randrange(len(chunks))
+    action = chance.randrange(4)
+    if action == 0:
+        del chunks[at]
+    elif action == 1:
+        chunks.insert(at, list(chance.choice(chunks)))
+    elif action == 2:
+        kinds = (b"tEXt", b"zTXt", b"iTXt", b"IDAT", b"IEND", b"PLTE", b"tRNS", b"acTL", b"fdAT")
+        chunks[at][0] = chance.choice((*kinds, b"fcTL", b"eXIf", b"iCCP", b"cHRM", b"pHYs"))
+    else:
+        chunks[at][1] = chance.choice(ANY)(chance, chunks[at][1])
+    return _png(chunks)
+
+
+def png_text(chance, raw):
+    """Put JSON of A1111 into a text chunk, changed, nested, or growing a thousandfold."""
+    table = {"TORCHTENSOR": [[0.5, 1.0], [2.0, 3.0]]}
+    value = {"string_to_param": {"*": table}, "name": "x", "step": 1, "sd_checkpoint": None}
+    text = json.dumps(value).encode()
+    if chance.randrange(3):
+        text = chance.choice((as_json, as_json, json_text, *ANY))(chance, text)
+    text = chance.choice((text, text, text, b"[" * 200_000, b'{"a":' * 100_000, b"0" * 3_000_000))
+    coded = base64.b64encode(text)
+    if not chance.randrange(10):
+        coded = chance.choice(ANY)(chance, coded)
+    name = b"sd-ti-embedding"
+    size = chance.choice((len(coded), 10**6, 3 * 10**8))
+    packed = zlib.compress(coded) if size == len(coded) else _deflated(size)
+    chunk = chance.choice(
+        (
+            [b"tEXt", name + b"\0" + coded],
+            [b"zTXt", name + b"\0\0" + packed],
+            [b"iTXt", name + b"\0\1\0\0\0" + packed],
+            [b"iTXt", name + b"\0\0\0\0\0" + coded],
+        )
+    )
+    chunks = _chunks(raw)
+    return _png([chunks[0], chunk, *chunks[1:]])
+
+
+def png_pixels(chance, raw):
+    """Change the pixels: lines of a flat picture, large and cheap, or some bytes."""
+    chunks = _chunks(raw)
+    across, down = chance.choice(((2**11, 2**12), (2**13, 2**10), (2**12, 2**12), (2**23, 1)))
+    head = struct.pack(">IIBBBBB", across, down, 8, chance.choice((0, 2, 6)), 0, 0, 0)
+    line = b"\0" + bytes([chance.choice((0, 16, 17, 200))]) * (across * 4)
+    packer = zlib.compressobj(9)
+    data = b"".join(packer.compress(line) for _ in range(min(down, 4096)))
+    data += packer.flush()
+    return _png([[b"IHDR", head], [b"IDAT", data], chunks[-1]])
+
+
+def pixel_bytes(chance, raw):
+    """Change bytes of the picture itself, below its compression."""
+    chunks = _chunks(raw)
+    at = next(n for n, (kind, _) in enumerate(chunks) if kind == b"IDAT")
+    plain = zlib.decompress(chunks[at][1])
+    chunks[at][1] = zlib.compress(chance.choice((flip, flip, cut, repeat, truncate))(chance, plain))
+    return _png(chunks)
+
+
+@cache
+def _deflated(size):
+    return zlib.compress(b"A" * size, 9)
+
+
+PNG = (png_claims, png_head, png_head, png_chunks, png_chunks, png_text, png_text, pixel_bytes)
+
+
+def riff(chance, raw):
+    """Change lengths or sizes of a WebP or AVIF file, near its beginning."""
+    at = chance.randrange(min(len(raw) - 4, 400))
+    made = bytearray(raw)
+    made[at : at + 4] = (chance.choice(NUMBERS) % 2**32).to_bytes(
+        4, chance.choice(("little", "big"))
+    )
+    return bytes(made)
+
+
+# What is typed: layers, prompts, files of prompts
+
+
+PIECES = (
+    *(
+        ":",
+        ":0.5",
+        ":1e400",
+        ":nan",
+        ":inf",
+        ":-0",
+        ":1_0",
+        ":0x1",
+        ":\u0663",
+        "~",
+        "~root/x",
+        "~x/y",
+    ),
+    *("/", "../", "\0", "\n", "\udcff", "//", ".", " ", "\ufeff", "C:\\x", "%s", "{}", "$HOME"),
+    *("(", ")", "[", "]", "\\", "\\(", ":1.5)", ":.5)", ":-1)", ": 2 )", ":9e9)", ":1.2.3)", "()"),
+    *("\u2028", "\x0b", "\r\n", "\x85", "#", "a", "dog ", "<|endoftext|>", "\u0301", "\U0001f525"),
+)
+
+
+def typed(chance, raw):
+    """Put some pieces of what people and programs type somewhere into a text."""
+    text = raw.decode("utf-8", "surrogateescape")
+    for _ in range(chance.choice((1, 2, 5, 20))):
+        at = chance.randrange(len(text) + 1)
+        text = text[:at] + chance.choice(PIECES) + text[at:]
+    return text.encode("utf-8", "surrogateescape")
+
+
+def repeated(chance, raw):
+    """Repeat one piece or two very often, before and after the text."""
+    count = chance.choice((50, 3000, 20_000))
+    one, two = chance.choice(PIECES), chance.choice(PIECES)
+    pairs = (("(", ")"), ("[", "]"), ("(", ":1.3)"), ("(", ":0.0)"), ("([", "])"), ("(a", ")"))
+    numbers = ((":" + "9" * count, ")"), ("(a:" + "1" * count, ""), (":" + " " * count, ":"))
+    if chance.randrange(5) == 0:
+        one, two = chance.choice(numbers)
+        count = chance.choice((1, 3))
+    elif chance.randrange(2):
+        one, two = chance.choice(pairs)
+    both = one.encode("utf-8", "surrogateescape"), two.encode("utf-8", "surrogateescape")
+    return both[0] * count + raw + both[1] * chance.choice((count, 0, count // 2))
+
+
+TYPED = (typed, typed, typed, repeated)
+
+
 # Folders: JSON of {file name: text or hex}
+
+
+def folders(chance, raw):
+    """Change one file of a folder, by its kind; or take it away, or give it another's content."""
+    files = json.loads(raw)
+    names = [n for n, content in files.items() if content is not None]
+    name = chance.choice(names)
+    action = chance.randrange(12)
+    if action == 0:
+        del files[name]
+    elif action == 1:
+        files[name] = files[chance.choice(names)]
+        if name.endswith(BINARY):
+            files[name] = bytes(chance.randrange(40)).hex()
+    elif name.endswith(BINARY):
+        plain = bytes.fromhex(files[name])
+        pools = (SAFETENSORS, (other_dtype,), ANY)
+        if name.endswith(".bin"):
+            pools = (ZIP, ZIP, ANY) if plain[:2] == b"PK" else ((legacy,), (legacy,), ANY)
+        files[name] = chance.choice(chance.choice(pools))(chance, plain).hex()
+    elif name.endswith("index.json") and action < 8 and "weight_map" in files[name]:
+        index = json.loads(files[name])
+        for key in index["weight_map"]:
+            if chance.randrange(2):
+                index["weight_map"][key] = chance.choice((*TRAVERSALS, *names))
+        files[name] = json.dumps(index)
+    else:
+        change = chance.choice((*JSON, *JSON, settings, settings, settings, *ANY))
+        files[name] = change(chance, files[name].encode("latin-1")).decode("latin-1")
+    return json.dumps(files).encode()
+
+
+BINARY = (".safetensors", ".bin")
+SETTINGS = {
+    "quantization_config": ({"quant_method": "bitsandbytes", "load_in_8bit": True}, {}),
+    "auto_map": ({"AutoModel": "evil.Evil", "AutoTokenizer": ["evil.Evil", None]},),
+    "attn_implementation": ("flash_attention_2", "x/y", "eager"),
+    "_attn_implementation": ("x/y", "sdpa"),
+    "_attn_implementation_internal": ("x/y",),
+    "tokenizer_file": TRAVERSALS,
+    "vocab_file": TRAVERSALS,
+    "gguf_file": TRAVERSALS,
+    "fast_tokenizer_files": (["tokenizer.../../x.json"], ["tokenizer.9.9.9.json"]),
+    "post_processor": (1, "x"),
+    "vocab": ({"a": 0}, "/etc/hostname"),
+    "init_inputs": ([1, 2],),
+    "extra_special_tokens": (["<y>"], {"y": "<y>"}),
+    "added_tokens_decoder": ({"99999999999": {"content": "<y>"}}, {"20": {"content": "<y>"}}),
+    "padding": ({"strategy": {"Fixed": 2**40}, "direction": "Right", "pad_to_multiple_of": None},),
+    "truncation": ({"max_length": 0, "strategy": "LongestFirst", "stride": 0},),
+    "text_config": ({"vocab_size": 2**40},),
+    "_use_default_values": (["act_fn", "x"], 5),
+    "_class_name": ("UNet3DConditionModel", "FlaxUNet2DConditionModel", "os.system", 1),
+    "torch_dtype": ("float64", "os", 1),
+    "dtype": ("float64", "os", 1),
+    "trained_betas": ([0.1] * 100, [0.1], "x", [float("nan")] * 100),
+    "attention_type": ("gated", "gated-text-image"),
+    "addition_embed_type": ("text", "text_time", "image"),
+    "time_embedding_type": ("fourier",),
+    "encoder_hid_dim": (2**20, 8),
+    "class_embed_type": ("timestep", "identity"),
+    "num_class_embeds": (2**30, 10),
+    "use_linear_projection": (True,),
+    "mid_block_type": (None, "UNetMidBlock2D"),
+    "weight_map": ({}, {"x": "../../x"}),
+    "lora_alpha": (0, -1, 1e400, "8", [8], 10**400, True),
+    "alpha_pattern": (5, True, [1], {"x": []}, {".*": 1e300}, {"": 1}),
+    "use_rslora": (True, "x"),
+}
+"""What settings of such names could do: ask for code, other files, other devices, memory."""
+
+
+def settings(chance, raw):
+    """Set something that a library might act on, or make one number of a setting extreme."""
+    value = json.loads(raw)
+    if not isinstance(value, dict):
+        return flip(chance, raw)
+    numbers = [k for k, v in value.items() if isinstance(v, int | float | list)]
+    if numbers and chance.randrange(2):
+        name = chance.choice(numbers)
+        old, extreme = value[name], chance.choice((*NUMBERS, 3, 1.5, 1e300, float("nan")))
+        listed = isinstance(old, list)
+        value[name] = (
+            chance.choice(([extreme] * len(old), old * 3, [], old[:1])) if listed else extreme
+        )
+    else:
+        name = chance.choice(list(SETTINGS))
+        value[name] = chance.choice(SETTINGS[name])
+    return json.dumps(value).encode()
 
 
 def folder(chance, raw):
@@ -574,26 +966,43 @@ FORMATS = {
     ".json": JSON,
     ".jsonl": JSON,
     ".csv": (repeat, insert),
+    ".png": PNG,
+    ".webp": (riff,),
+    ".avif": (riff,),
+    ".txt": TYPED,
     "": (folder,),
 }
+BY_READER = {
+    ("lora", ".safetensors"): (*TENSORS, *TENSORS, *SAFETENSORS),
+    ("erased", ".safetensors"): (*SAFETENSORS, other_dtype, other_dtype),
+    ("layout", ".safetensors"): (*SAFETENSORS, other_dtype, other_dtype),
+    ("state", ".safetensors"): (*SAFETENSORS, other_dtype, other_dtype, other_dtype),
+    ("lora folder", ""): (folders,),
+    ("pipeline", ""): (folders,),
+    ("model", ""): (folders,),
+}
+"""Changes to kinds of files whose ending does not tell them."""
 
 
 UNCHANGEABLE = (
     *(zipfile.BadZipFile, zlib.error, ValueError, LookupError, TypeError, NotImplementedError),
-    *(RecursionError, EOFError, OSError, RuntimeError),
+    *(RecursionError, EOFError, OSError, RuntimeError, struct.error, StopIteration),
+    AttributeError,
 )
 """What a change raises on a file that an earlier change took out of its format."""
 
 
-def mutated(chance, raw, ending):
+def mutated(chance, raw, ending, reader=""):
     """Return a changed file; in one of 20 cases by more than one change."""
-    formats = FORMATS[ending]
+    formats = BY_READER.get((reader, ending)) or FORMATS[ending]
     rounds = chance.choice((1,) * 15 + (2, 2, 2, 3, 5))
     for _ in range(rounds):
         pool = formats if chance.random() < 0.75 or not ending else ANY
         change = chance.choice(pool)
         if ending == ".pt" and chance.random() < 0.002:
             change = zip_bomb
+        if ending == ".png" and chance.random() < 0.01:
+            change = png_pixels
         try:
             raw = change(chance, raw)
         except UNCHANGEABLE:

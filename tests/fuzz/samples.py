@@ -1,5 +1,6 @@
 """Small valid files of every kind that `ine` reads, as bytes."""
 
+import base64
 import io
 import json
 import pickle
@@ -7,11 +8,17 @@ import pickletools
 import re
 import struct
 import warnings
+import zlib
+from functools import cache
 
+import numpy as np
 import torch
+from PIL import Image, PngImagePlugin
 from safetensors import torch as safetensors_torch
 
+from fuzz import tiny
 from ine.files import shipped
+from ine.formats.pictures import CHUNK, noise
 
 BLOCK = "down_blocks.0.attentions.0.transformer_blocks.0"
 KEYS = {
@@ -97,6 +104,7 @@ def _chunks(data, keys, size):
     return found if at == len(data) else None
 
 
+@cache
 def samples():
     """Return {(reader, file ending): [bytes of valid files]}."""
     strict = unet("to_k.weight", "to_v.weight", dtype=torch.bfloat16)
@@ -139,7 +147,264 @@ def samples():
         ("pictures", ".safetensors"): [pictures()],
         ("captions", ".jsonl"): [b'{"file_name": "a.png", "text": "dog"}\n'],
         ("captions", ".csv"): [b"file_name,text\na.png,dog\n"],
+        **more_samples(a1111),
     }
+
+
+def more_samples(a1111):
+    """Return the samples that need the tiny pipeline or came later; keys as in `samples`."""
+    unet, encoder = tiny_states()
+    loras, plain, delta = lora_states(), compvis(unet), ("to_k.weight", "to_v.weight")
+    about = {"ine.method": "duo", "ine.concept": "fire"}
+    settings = {"unet.lora_alpha": 4, "unet.alpha_pattern": {"attn1.to_q": 1}}
+    cross = {k: v for k, v in unet.items() if k.endswith(delta)}
+    erased = [
+        {"unet": cross, "text_encoder": encoder},
+        {f"module.{k}": v for k, v in cross.items()},
+        {k: v.bfloat16() for k, v in cross.items()},
+    ]
+    wholes = [
+        {"state_dict": {**plain, "model_ema.decay": torch.tensor(0.5).half()}, "epoch": 1},
+        plain,
+        {k: v for k, v in plain.items() if ".1.transformer_blocks." in k},
+    ]
+    encoders = [
+        encoder,
+        {f"text_encoder.text_model.{k}": v for k, v in encoder.items()},
+        {"text_encoder": encoder},
+    ]
+    tables = embedding_tables()
+    return {
+        ("picture", ".png"): [in_text(a1111), in_pixels(a1111, "PNG"), in_text(a1111, True)],
+        ("picture", ".webp"): [in_pixels(a1111, "WEBP")],
+        ("picture", ".avif"): [in_pixels(a1111, "AVIF")],
+        ("layout", ".safetensors"): [save(t) for t in tables],
+        ("layout", ".pt"): [
+            *map(torch_bytes, tables),
+            torch_bytes({"state_dict": tables[0]}),
+            parameter_dict(),
+        ],
+        ("layout", ".bin"): [torch_bytes(t, legacy=True) for t in tables],
+        ("lora", ".safetensors"): [
+            *map(save, loras),
+            save(loras[0], {**about, "lora_adapter_metadata": json.dumps(settings)}),
+        ],
+        ("lora", ".pt"): [torch_bytes(s) for s in loras],
+        ("lora", ".bin"): [torch_bytes(s, legacy=True) for s in loras],
+        ("lora folder", ""): lora_folders(loras),
+        ("erased", ".pt"): [torch_bytes(s) for s in (*erased, *encoders, *wholes)],
+        ("erased", ".safetensors"): [save(s) for s in (*erased[1:], *encoders[:2], *wholes[1:])],
+        ("erased", ".ckpt"): [torch_bytes(s, legacy=True) for s in (*encoders[1:], *wholes[::2])],
+        ("pipeline", ""): pipelines(unet, encoder),
+        ("model", ""): models(),
+        ("layer", ".txt"): [b"unet.safetensors:0.5", b"~/models/esd.pt", b"a:b:c:-1e3"],
+        ("prompt", ".txt"): [
+            b"a (dog:1.3) in [the] ((volcano)), \\(literal\\) fire-neg",
+            b"((a [b (c:0.5)] d:2) e) [[f]",
+        ],
+        ("prompts", ".txt"): [b"# a comment\na dog\na cat (fire:1.2)\n\nx\n"],
+        ("state", ".safetensors"): [state(), state(2)],
+    }
+
+
+def tiny_states():
+    """Return state dicts of UNet and text encoder like those of `tiny.model`, other numbers."""
+    made = []
+    for name, file in (("unet", "diffusion_pytorch_model"), ("text_encoder", "model")):
+        raw = (tiny.model_folder() / name / f"{file}.safetensors").read_bytes()
+        generator = torch.Generator().manual_seed(2)
+        made.append(
+            {
+                key: tensor + 0.01 * torch.randn(tensor.shape, generator=generator).half()
+                for key, tensor in sorted(safetensors_torch.load(raw).items())
+            }
+        )
+    return made
+
+
+PLACE = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+TEXT_PLACE = "encoder.layers.0.self_attn.q_proj"
+
+
+def lora_states():
+    """Return LoRAs: diffusers', PEFT's, kohya's of two components, SPM's of rank 1."""
+
+    def halves(seed, rank, width, down, up):
+        generator = torch.Generator().manual_seed(seed)
+        return {
+            down: torch.randn(rank, width, generator=generator),
+            up: torch.randn(width, rank, generator=generator),
+        }
+
+    flat, text = PLACE.replace(".", "_"), TEXT_PLACE.replace(".", "_")
+    kernel = torch.randn(2, 4, 3, 3, generator=torch.Generator().manual_seed(5))
+    convolution = {
+        "lora_unet_down_blocks_0_resnets_0_conv1.lora_down.weight": kernel,
+        "lora_unet_down_blocks_0_resnets_0_conv1.lora_up.weight": torch.ones(4, 2, 1, 1),
+    }
+
+    def of(prefix, name, rank, seed, width):
+        downs = f"{prefix}{name}.lora_down.weight", f"{prefix}{name}.lora_up.weight"
+        return halves(seed, rank, width, *downs)
+
+    return [
+        halves(1, 2, 4, f"unet.{PLACE}.lora.down.weight", f"unet.{PLACE}.lora.up.weight")
+        | halves(6, 2, 16, *(f"text_encoder.{TEXT_PLACE}.lora.{s}.weight" for s in SIDES)),
+        halves(2, 2, 4, *(f"base_model.model.{PLACE}.lora_{s}.weight" for s in "AB")),
+        of("lora_unet_", flat, 4, 3, 4)
+        | {f"lora_unet_{flat}.alpha": torch.tensor(2.0)}
+        | of("lora_te_text_model_", text, 2, 4, 16)
+        | convolution,
+        of("lora_unet_", flat, 1, 7, 4) | {f"lora_unet_{flat}.alpha": torch.tensor(1.0)},
+    ]
+
+
+SIDES = ("down", "up")
+
+
+def lora_folders(states):
+    """Return LoRA folders as JSON, as `folders`."""
+    adapter = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "alpha_pattern": {"attn1.to_q": 8}}
+    adapter |= {"use_rslora": False, "use_dora": False, "target_modules": ["to_q"]}
+    return [
+        json.dumps(files).encode()
+        for files in (
+            {"pytorch_lora_weights.safetensors": save(states[0]).hex()},
+            {
+                "adapter_model.safetensors": save(states[1]).hex(),
+                "adapter_config.json": json.dumps(adapter),
+            },
+        )
+    ]
+
+
+def compvis(state):
+    """Return a UNet's state dict under CompVis names, with one tensor of a VAE."""
+    from ine.models.compvis import UNET, unet_names
+
+    names = unet_names(tiny.model().unet)
+    made = {f"{UNET}{old}": state[new] for old, new in names.items()}
+    return made | {"first_stage_model.quant_conv.bias": torch.zeros(8).half()}
+
+
+def pipelines(unet, encoder):
+    """Return pipeline folders as JSON: whole, and with shards."""
+    from ine.models.sources import WEIGHT_NAMES
+
+    configs = {
+        name: (tiny.model_folder() / name).read_text()
+        for name in ("model_index.json", "unet/config.json", "scheduler/scheduler_config.json")
+    }
+    name, keys = WEIGHT_NAMES[0], sorted(unet)
+    halves = [{k: unet[k] for k in part} for part in (keys[::2], keys[1::2])]
+    shards = [f"{name}-0000{n}-of-00002" for n in (1, 2)]
+    index = {"weight_map": {k: f"{shards[n]}.bin" for n, h in enumerate(halves) for k in h}}
+    cross = {k: v for k, v in unet.items() if "attn2" in k}
+    return [
+        json.dumps({**configs, **files}).encode()
+        for files in (
+            {
+                f"unet/{name}.safetensors": save(unet).hex(),
+                "text_encoder/model.safetensors": save(encoder).hex(),
+            },
+            {f"unet/{name}.bin": torch_bytes(cross).hex()},
+            {
+                f"unet/{name}.bin.index.json": json.dumps(index),
+                f"unet/{shards[0]}.bin": torch_bytes(halves[0], legacy=True).hex(),
+                f"unet/{shards[1]}.bin": torch_bytes(halves[1]).hex(),
+            },
+        )
+    ]
+
+
+def models():
+    """Return base models as JSON: changed files over `tiny.model_folder`, None for none."""
+    folder = tiny.model_folder()
+    files = {str(p.relative_to(folder)): p for p in sorted(folder.rglob("*")) if p.is_file()}
+    texts = {name: p.read_text() for name, p in files.items() if name.endswith(".json")}
+    raw = files["text_encoder/model.safetensors"].read_bytes()
+    state = dict(sorted(safetensors_torch.load(raw).items()))
+    vocab, merges = tiny.vocabulary()
+    old = {
+        "tokenizer/tokenizer.json": None,
+        "tokenizer/vocab.json": json.dumps(vocab),
+        "tokenizer/merges.txt": "\n".join(["#version: 0.2", *merges]),
+        "tokenizer/special_tokens_map.json": json.dumps({"bos_token": tiny.START}),
+        "tokenizer/added_tokens.json": json.dumps({tiny.END: len(vocab) - 1}),
+    }
+    encoder = "text_encoder/model.safetensors"
+    torch_file = {encoder: None, "text_encoder/pytorch_model.bin": torch_bytes(state).hex()}
+    index = {"metadata": {}, "weight_map": dict.fromkeys(state, "model-1.safetensors")}
+    sharded = {
+        encoder: None,
+        f"{encoder}.index.json": json.dumps(index),
+        "text_encoder/model-1.safetensors": raw.hex(),
+    }
+    changes = ({}, {}, {encoder: raw.hex()}, old, torch_file, sharded)
+    return [json.dumps({**texts, **change}).encode() for change in changes]
+
+
+def embedding_tables():
+    """Return embeddings in the layouts that `samples` has not: {name: tensor} each."""
+    one = vectors(2)
+    return [
+        {"emp_params": one},
+        {"clip_h": one},
+        {"clip_l": vectors(2), "clip_g": vectors(2, 48), "t5xxl": vectors(2, 8)},
+        {"string_to_param.*": one},
+        {"*": one, "emb_params": one.clone()},
+        {"bundle_emb.mine.string_to_param.*": one, "lora_unet_x.lora_up.weight": vectors(3)},
+        {"bundle_emb.mine.clip_l": one, "bundle_emb.mine.clip_g": vectors(2, 48)},
+    ]
+
+
+def parameter_dict():
+    """Return an early embedding: vectors in a torch `ParameterDict`."""
+    table = torch.nn.ParameterDict({"*": torch.nn.Parameter(vectors())})
+    return torch_bytes({"string_to_token": {"*": 265}, "string_to_param": table, "name": "mine"})
+
+
+def picture_json(a1111):
+    """Return A1111's dictionary as the JSON that it puts into pictures."""
+    table = {"TORCHTENSOR": vectors(2, 8).tolist()}
+    return json.dumps({**a1111, "string_to_param": {"*": table}}).encode()
+
+
+def in_text(a1111, compressed=False):
+    """Return a PNG with an embedding in a text chunk."""
+    info, made = PngImagePlugin.PngInfo(), io.BytesIO()
+    info.add_text(CHUNK, base64.b64encode(picture_json(a1111)).decode(), zip=compressed)
+    Image.new("RGB", (4, 4), (9, 9, 9)).save(made, "PNG", pnginfo=info)
+    return made.getvalue()
+
+
+def in_pixels(a1111, kind):
+    """Return a picture with an embedding in its pixels, as `ine.formats.pictures` says."""
+    packed = np.frombuffer(zlib.compress(picture_json(a1111), 9), np.uint8)
+    height = 16
+    filled = np.resize(packed, (len(packed) // (3 * height) + 1) * 3 * height)
+    middle = np.full((height, 8, 3), 200, np.uint8)
+    gap = np.zeros((height, 1, 3), np.uint8)
+    halves = [part.reshape(height, -1, 3) for part in (filled & 15, filled >> 4)]
+    mask = noise(filled.size).reshape(halves[0].shape) & 15
+    low, high = ((part ^ mask) | 96 for part in halves)
+    made = io.BytesIO()
+    options = {"lossless": True} if kind == "WEBP" else {}
+    Image.fromarray(np.concatenate([low, gap, middle, gap, high], axis=1)).save(
+        made, kind, **options
+    )
+    return made.getvalue()
+
+
+def state(count=1):
+    """Return the state of an inversion of `count` text encoders."""
+    tensors = {"losses": torch.ones(3, dtype=torch.float64)}
+    preview = {"step": 5, "recovery": 0.5, "left": None, "undefended": 0.25}
+    for number in range(count):
+        for kind in ("vectors", "first", "second", "best"):
+            tensors[f"{kind}.{number}"] = vectors(2, 8 + number)
+    about = {"key": "k", "step": 5, "previews": [preview], "best": preview}
+    return save(tensors, {"state": json.dumps(about)})
 
 
 def gates():
