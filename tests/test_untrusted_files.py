@@ -618,6 +618,26 @@ def test_headers_that_are_no_headers_are_refused(entries):
         refused(weights_metadata, path)
 
 
+@pytest.mark.parametrize("code", ["F4", "F6_E2M3", "F8_E8M0", "C64", "I64", "X"])
+def test_dtypes_that_are_not_those_of_weights_are_refused(code):
+    """torch cannot convert some of them, whoever asks."""
+    width = {"F4": 4, "F6_E2M3": 6, "F8_E8M0": 8, "C64": 64, "I64": 64, "X": 8}[code]
+    for name_, shape in (("emb_params", [2, 32]), ("conv_in.bias", [4]), (DOWN, [2, 4])):
+        bits = math.prod(shape) * width
+        entry = {"dtype": code, "shape": shape, "data_offsets": [0, bits // 8]}
+        path = written("x.safetensors", header({name_: entry}, bytes(bits // 8)))
+        refused(read_embedding, path, EmbeddingError)
+        refused(lambda path: lay_weights(tiny.model(), path), path)
+
+
+def test_copies_of_another_dtype_are_compared():
+    one = vectors().half()
+    path = written("x.safetensors", save({"emb_params": one, "clip_l": one.double()}))
+    assert torch.equal(read_embedding(path).vectors[0], one.float())
+    path = written("x.safetensors", save({"emb_params": one, "clip_l": vectors()}))
+    refused(read_embedding, path, EmbeddingError)
+
+
 def test_a_deeply_nested_header_is_refused():
     raw = b'{"w": ' + b"[" * 50_000
     refused(weights_metadata, written("x.safetensors", struct.pack("<Q", len(raw)) + raw))
@@ -787,6 +807,11 @@ def model_refused(model, where):
         ("unet", "num_class_embeds", 2**30),
         ("unet", "norm_num_groups", 0),
         ("unet", "norm_eps", float("nan")),
+        ("unet", "mid_block_scale_factor", [[]]),
+        ("unet", "resnet_out_scale_factor", "x"),
+        ("unet", "freq_shift", True),
+        ("unet", "flip_sin_to_cos", {}),
+        ("vae", "scaling_factor", None),
         ("unet", "sample_size", "x"),
         ("unet", "sample_size", [1, 2, 3]),
         ("vae", "block_out_channels", [2**20]),

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from ine.errors import EmbeddingError
 from ine.files import JSON_LIMIT, is_lfs_pointer, is_web_page
 from ine.formats.pictures import is_picture, read_picture_data
-from ine.models.torch_files import load_torch_file
+from ine.models.torch_files import FLOATS, load_torch_file
 
 KEPT = ("step", "sd_checkpoint", "sd_checkpoint_name")
 """What an A1111 dictionary says beside vectors and name."""
@@ -32,7 +32,7 @@ class Content:
     """What a container holds, before anything is said about its meaning."""
 
     shapes: dict[str, tuple[int, ...] | None]
-    """Key -> shape; None for tensors of whole numbers, which cannot be vectors."""
+    """Key -> shape; None for tensors of whole or quantised numbers, which cannot be vectors."""
 
     get: Callable[[str], torch.Tensor]
     """Key -> tensor."""
@@ -102,8 +102,7 @@ def _open_safetensors(path):
         with safe_open(path, framework="pt") as file:
             slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
             shapes = {
-                # Only floating types can be vectors: F64, F32, F16, BF16, F8_...
-                key: tuple(s.get_shape()) if "F" in s.get_dtype() else None
+                key: tuple(s.get_shape()) if s.get_dtype() in FLOATS else None
                 for key, s in slices.items()
             }
             metadata = dict(file.metadata() or {})
@@ -175,7 +174,8 @@ def _content_of(path, tree):
     elif isinstance(tree.get("state_dict"), dict):
         tensors = tree["state_dict"]
     tensors = {str(k): t for k, t in tensors.items() if isinstance(t, torch.Tensor)}
-    shapes = {k: tuple(t.shape) if t.is_floating_point() else None for k, t in tensors.items()}
+    floats = FLOATS.values()
+    shapes = {k: tuple(t.shape) if t.dtype in floats else None for k, t in tensors.items()}
     return Content(shapes, tensors.__getitem__, name, metadata)
 
 

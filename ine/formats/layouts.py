@@ -136,7 +136,8 @@ def check_shape(where, shape):
 def _equal(content, one, other):
     if content.shapes[one] != content.shapes[other]:
         return False
-    return torch.equal(content.get(one), content.get(other))
+    # One may be of another dtype, which torch would not compare.
+    return torch.equal(content.get(one).double(), content.get(other).double())
 
 
 def _unbundled(path, shapes):
@@ -166,7 +167,10 @@ def _refuse_other_kinds(path, shapes):
 
 
 def _listed(shapes):
-    listed = [f"{k} {list(s) if s is not None else 'of whole numbers'}" for k, s in shapes.items()]
+    listed = [
+        f"{k} {list(s) if s is not None else 'of whole or quantised numbers'}"
+        for k, s in shapes.items()
+    ]
     return ", ".join(listed[:5]) + (f" and {len(listed) - 5} more" if len(listed) > 5 else "")
 
 

@@ -14,6 +14,7 @@ from ine.models.layouts import PREFIXED, recognise
 from ine.models.lowrank import LowRank
 from ine.models.sources import ENCODER_FOLDERS, open_source
 from ine.models.stack import WeightStack, layers_of
+from ine.models.torch_files import FLOATS
 from ine.models.unlearned import StackedWeights, UnlearnedWeights
 from ine.models.weight_files import write_unet_weights
 
@@ -132,7 +133,7 @@ def _read(path):
     for name, tensor in [*source.entries.items(), *encoder.items()]:
         if isinstance(tensor, LowRank) or (
             isinstance(tensor, torch.Tensor)
-            and (tensor.is_floating_point() or name.endswith("position_ids"))
+            and (tensor.dtype in FLOATS.values() or name.endswith("position_ids"))
         ):
             continue
         found = getattr(tensor, "dtype", type(tensor).__name__)

@@ -6,6 +6,7 @@ from the hub. Weights in a torch file go through the same guard as everywhere
 (`ine.models.torch_files`), lists of shards may name files of their own folder only.
 """
 
+import inspect
 import math
 import os
 
@@ -67,6 +68,8 @@ def load_component(kind, folder, dtype):
         if hasattr(kind, "config_class") and kind.config_class is not None:
             known = {name: config[name] for name in ENCODER if name in config}
             options["config"] = kind.config_class(**known)
+        else:
+            _check_kinds(kind, config)
         _check_size(kind, options.get("config", config), stored)
         return kind.from_pretrained(folder, **options)
     except Exception as error:  # damaged files raise nearly anything, SafetensorError among it
@@ -87,6 +90,32 @@ def _configuration(folder):
     for name, value in config.items():
         _check_setting(name, value)
     return config
+
+
+def _check_kinds(kind, config):
+    """Refuse settings of another type than the class says, of which some fail only in use."""
+    stated = inspect.signature(kind.__init__).parameters
+    wrong = [
+        name
+        for name, value in config.items()
+        if name in stated and not _is_of(value, str(stated[name].annotation).lower())
+    ]
+    if wrong:
+        raise ValueError(f"its {wrong[0]} is {str(config[wrong[0]])[:80]}")
+
+
+def _is_of(value, annotation):
+    """Return whether a value is as an annotation says, which may be "int | tuple[int]"."""
+    if isinstance(value, list):
+        listed = "tuple" in annotation or "list" in annotation
+        return listed and all(_is_of(item, annotation) for item in value)
+    if value is None:  # published configurations have null for some that are true or false
+        return any(word in annotation for word in ("none", "optional", "bool"))
+    if isinstance(value, bool):
+        return "bool" in annotation
+    if isinstance(value, int | float):
+        return "int" in annotation or "float" in annotation
+    return "str" in annotation if isinstance(value, str) else False
 
 
 def _check_setting(name, value, depth=0):

@@ -15,6 +15,7 @@ from ine.files import parse_json
 from ine.models.compvis import unet_names
 from ine.models.lowrank import LowRank
 from ine.models.sources import once_each, read_json
+from ine.models.torch_files import FLOATS
 from ine.models.weight_files import read_file
 
 PART = re.compile(
@@ -87,7 +88,7 @@ def _collect(source):
     pairs, alphas = {}, {}
     for key, tensor in source.entries.items():
         # Trainers write alpha as any kind of number.
-        floating = isinstance(tensor, torch.Tensor) and tensor.is_floating_point()
+        floating = isinstance(tensor, torch.Tensor) and tensor.dtype in FLOATS.values()
         if not floating and not key.endswith(".alpha"):
             found = getattr(tensor, "dtype", type(tensor).__name__)
             raise CheckpointError(

@@ -44,6 +44,17 @@ STORAGES = {
 }
 """Class named by a pickle -> bytes per item."""
 
+FLOATS = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
+"""Code in safetensors -> dtype that weights and vectors may have. Narrower ones are those of
+quantised weights; torch cannot even convert some."""
+
 TENSORS = {f"torch._utils._rebuild_tensor{suffix}" for suffix in ("", "_v2", "_v3")}
 PARAMETER = "torch._utils._rebuild_parameter"
 DICTS = {"collections.OrderedDict", "collections.Counter"}

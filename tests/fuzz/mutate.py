@@ -565,7 +565,8 @@ def _packed(about, entries):
 
 
 WIDE = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "U8": 1, "BOOL": 1, "F8_E4M3": 1}
-WIDE |= {"F8_E5M2": 1, "C64": 8, "F8_E8M0": 1, "I16": 2}
+WIDE |= {"F8_E5M2": 1, "C64": 8, "F8_E8M0": 1, "I16": 2, "F4": 0.5, "F6_E2M3": 0.75}
+"""Code of a dtype -> bytes per value."""
 
 
 def other_dtype(chance, raw):
@@ -577,10 +578,10 @@ def other_dtype(chance, raw):
     if WIDE[dtype] == before or not entry[1]:
         entry[0] = dtype
     elif chance.randrange(2):
-        values = len(entry[2]) // before
-        entry[0], entry[2] = dtype, bytes(values * WIDE[dtype])
+        values = int(len(entry[2]) / before)
+        entry[0], entry[2] = dtype, bytes(int(values * WIDE[dtype]))
     else:
-        entry[0], entry[1] = dtype, [*entry[1][:-1], entry[1][-1] * before // WIDE[dtype]]
+        entry[0], entry[1] = dtype, [*entry[1][:-1], int(entry[1][-1] * before / WIDE[dtype])]
     return _packed(about, entries)
 
 

@@ -27,6 +27,7 @@ from ine.inversion.invert import Preview, read_state
 from ine.models.checkpoints import lay_weights, read_weights, weights_metadata
 from ine.models.lowrank import LowRank
 from ine.models.parts import load_parts
+from ine.models.single_file import load_single_file
 from ine.models.stack import parse_layer
 from ine.recipe import check_recipe, load_recipe, recipe_yaml
 from ine.sampling import make_scheduler, run_unet
@@ -314,6 +315,16 @@ def check_prompts(path):
     assert sum(map(len, prompts)) <= path.stat().st_size
 
 
+def check_single(path):
+    """Load a base model from one file; all of its weights are those of the tiny model's shapes."""
+    parts = load_single_file(path, config=tiny.model_folder())
+    own = tiny.model()
+    for mine, theirs in ((parts.unet, own.unet), (parts.vae, own.vae)):
+        shapes = {name: tensor.shape for name, tensor in theirs.state_dict().items()}
+        assert {name: tensor.shape for name, tensor in mine.state_dict().items()} == shapes
+    assert parts.prediction_type in ("epsilon", "v_prediction")
+
+
 def check_state(path):
     """Read the state of an inversion; everything that a run takes from it is there."""
     found = read_state(path, "k")
@@ -378,6 +389,7 @@ READERS = {
     "layer": check_layer,
     "prompt": check_prompt,
     "prompts": check_prompts,
+    "single": check_single,
     "state": check_state,
 }
 

@@ -38,7 +38,8 @@ from fuzz.watch import watched
 SHARES = {
     **{"weights": 18, "embedding": 16, "gate": 7, "folder": 5, "recipe": 5, "pictures": 2.5},
     **{"captions": 1.5, "picture": 7, "layout": 7, "lora": 10, "lora folder": 3, "erased": 6},
-    **{"pipeline": 2.5, "model": 2.5, "layer": 1.5, "prompt": 2.5, "prompts": 0.5, "state": 2.5},
+    **{"pipeline": 2.5, "model": 2.5, "single": 2, "layer": 1.5, "prompt": 2.5, "prompts": 2},
+    **{"state": 2.5},
 }
 """Of 100 files, how many are for which reader."""
 

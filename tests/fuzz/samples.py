@@ -19,6 +19,7 @@ from safetensors import torch as safetensors_torch
 from fuzz import tiny
 from ine.files import shipped
 from ine.formats.pictures import CHUNK, noise
+from ine.models.compvis import single_file
 
 BLOCK = "down_blocks.0.attentions.0.transformer_blocks.0"
 KEYS = {
@@ -174,6 +175,7 @@ def more_samples(a1111):
         {"text_encoder": encoder},
     ]
     tables = embedding_tables()
+    single = {name: t.half().contiguous() for name, t in single_file(tiny.model()).items()}
     return {
         ("picture", ".png"): [in_text(a1111), in_pixels(a1111, "PNG"), in_text(a1111, True)],
         ("picture", ".webp"): [in_pixels(a1111, "WEBP")],
@@ -203,6 +205,20 @@ def more_samples(a1111):
             b"((a [b (c:0.5)] d:2) e) [[f]",
         ],
         ("prompts", ".txt"): [b"# a comment\na dog\na cat (fire:1.2)\n\nx\n"],
+        ("prompts", ".csv"): [
+            b"case_number,prompt,evaluation_seed,categories\n"
+            b'0,"a dog, good",2147483649,"a, b"\n1,a cat,7,b\n',
+            b"prompt;sd_guidance_scale;sd_image_width\na dog;7.5;512\n",
+        ],
+        ("prompts", ".jsonl"): [
+            b'{"prompt": "a dog", "seed": 3}\n{"prompt": "a cat", "seed": 4}\n'
+        ],
+        ("prompts", ".json"): [
+            b'["a dog", "a cat"]',
+            b'{"annotations": [{"image_id": 1, "id": 2, "caption": "a dog"}]}',
+        ],
+        ("single", ".safetensors"): [save(single)],
+        ("single", ".ckpt"): [torch_bytes({"state_dict": single, "global_step": 9}, legacy=True)],
         ("state", ".safetensors"): [state(), state(2)],
     }
 
