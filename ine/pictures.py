@@ -146,7 +146,7 @@ def write_png(path, picture, text=None):
         ValueError: The picture has another shape or dtype, or a keyword is not 1 to 79
             printable Latin-1 characters, as PNG asks.
     """
-    write_bytes(path, _png_bytes(picture, text or {}))
+    write_bytes(path, png_bytes(picture, text))
 
 
 def read_png_text(path):
@@ -168,12 +168,13 @@ def read_png_text(path):
 
 def png_data_uri(picture):
     """Return a picture, uint8 (H, W, 3), as a `data:` URI for an HTML page."""
-    return "data:image/png;base64," + base64.b64encode(_png_bytes(picture, {})).decode()
+    return "data:image/png;base64," + base64.b64encode(png_bytes(picture)).decode()
 
 
-def _png_bytes(picture, text):
+def png_bytes(picture, text=None):
+    """Return the bytes of `write_png`."""
     info = PngImagePlugin.PngInfo()
-    for key, value in text.items():
+    for key, value in (text or {}).items():
         if not (0 < len(key) < 80 and key.isprintable() and ord(max(key)) < 256):
             raise ValueError(f"{key!r} is not a PNG keyword: 1 to 79 printable Latin-1 characters")
         info.add_text(key, value)
@@ -187,6 +188,19 @@ def _as_image(picture):
     if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
         raise ValueError(f"a picture is uint8 (H, W, 3), not {picture.dtype} {picture.shape}")
     return Image.fromarray(np.ascontiguousarray(picture))
+
+
+def png_picture(data):
+    """Return the picture of PNG bytes that `png_bytes` made, uint8 (H, W, 3).
+
+    Raises:
+        PicturesError: They are none.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+            return np.array(_as_rgb(image))
+    except Exception as error:  # as in `_first_frame`
+        raise PicturesError(f"a stored picture cannot be read ({error})") from error
 
 
 def blur(picture):

@@ -7,7 +7,7 @@ inverted and erased, and on which prompts choices are tuned. Nothing in a recipe
 import math
 import os
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -31,11 +31,13 @@ Some = Annotated[Names, Field(min_length=1)]
 Captions = tuple[Annotated[str, Field(pattern=r"\{v\}")], ...]
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """A part of a YAML file: its fields and no others, never changed."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Words(_Section):
+class Words(Section):
     """How people say it."""
 
     explicit: Some
@@ -52,7 +54,7 @@ class Words(_Section):
         return self.negative or ", ".join(self.explicit)
 
 
-class Pictures(_Section):
+class Pictures(Section):
     """How pictures of the concept are made by the base model, when the user has none."""
 
     prompts: Some
@@ -86,7 +88,7 @@ class Pictures(_Section):
     """Pictures per unit."""
 
 
-class Inversion(_Section):
+class Inversion(Section):
     """How the vectors are learned; defaults for SD 1.x after arXiv 2511.04834."""
 
     vectors: Annotated[int, Field(ge=1, le=75)] = 1
@@ -135,7 +137,7 @@ class Inversion(_Section):
     """Pictures per preview, for recovery and for defence each."""
 
 
-class Tuning(_Section):
+class Tuning(Section):
     """Prompts on which choices are made; figures are reported on others."""
 
     prompts: Some
@@ -151,7 +153,7 @@ class Tuning(_Section):
     """Classifier-free guidance scale."""
 
 
-class Erase(_Section):
+class Erase(Section):
     """What erasers are told."""
 
     concepts: Some
@@ -176,7 +178,7 @@ class Erase(_Section):
     """Fields of `ine.unlearning.esd.EsdSettings` that suit the base."""
 
 
-class ConceptRecipe(_Section):
+class ConceptRecipe(Section):
     """One concept. See the section classes for the fields."""
 
     kind: Literal["concept"]
@@ -285,6 +287,35 @@ def read_yaml(text):
         raise ValueError(str(error) or type(error).__name__) from error
 
 
+def yaml_lines(text):
+    """Return {key path: line} of a text that `read_yaml` takes, lines counted from 1.
+
+    A key path is a tuple of keys and positions; () is the whole.
+
+    Raises:
+        ValueError: A key stands twice in one place, of which the parser would drop the first.
+    """
+    found = {}
+    _number_lines(yaml.SafeLoader(text).get_single_node(), (), found)
+    return found
+
+
+def _number_lines(node, path, found):
+    found.setdefault(path, node.start_mark.line + 1)
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            here, line = (*path, str(key.value)), key.start_mark.line + 1
+            if here in found:
+                raise ValueError(
+                    f"line {line}: {key.value!r} stands here already, line {found[here]}"
+                )
+            found[here] = line
+            _number_lines(value, here, found)
+    elif isinstance(node, yaml.SequenceNode):
+        for number, item in enumerate(node.value):
+            _number_lines(item, (*path, number), found)
+
+
 def _node_count(node, known):
     """Return how many values a node stands for, aliases written out."""
     if not isinstance(node, yaml.CollectionNode):
@@ -335,11 +366,7 @@ def check_recipe(data, where):
     try:
         recipe = ConceptRecipe.model_validate(data)
     except ValidationError as error:
-        found = error.errors()
-        problems = [_problem(item) for item in found[:MOST_PROBLEMS]]
-        if len(found) > MOST_PROBLEMS:
-            problems.append(f"and {len(found) - MOST_PROBLEMS} more")
-        raise RecipeError(f"{where}: " + "; ".join(problems)) from error
+        raise RecipeError(f"{where}: " + "; ".join(problems_of(error, ConceptRecipe))) from error
     erase = recipe.erase
     if erase and len(erase.concepts) != len(erase.targets):
         raise RecipeError(
@@ -349,18 +376,49 @@ def check_recipe(data, where):
     return recipe
 
 
-def _problem(item):
+def problems_of(error, section, lines=None):
+    """Return what a `ValidationError` says, one text per wrong field, `MOST_PROBLEMS` at most.
+
+    Args:
+        error: The error.
+        section: The `Section` that was validated.
+        lines: {key path: line} from `yaml_lines`; where given, each text begins with its line.
+    """
+    found = error.errors()
+    problems = [at_line(item["loc"], lines) + _problem(item, section) for item in found]
+    if len(found) > MOST_PROBLEMS:
+        problems[MOST_PROBLEMS:] = [f"and {len(found) - MOST_PROBLEMS} more"]
+    return problems
+
+
+def at_line(path, lines):
+    """Return "line 7: " for the place of a key path, or of what holds it; "" without lines."""
+    for end in range(len(path), -1, -1) if lines else ():
+        if path[:end] in lines:
+            return f"line {lines[path[:end]]}: "
+    return ""
+
+
+def _problem(item, section):
     path = ".".join(str(p) for p in item["loc"])
     if item["type"] == "missing":
         return f"{path}: missing, and it has no default"
     if item["type"] != "extra_forbidden":
         return f"{path}: {item['msg']}, found {item.get('input')!r:.60}"
-    section = ConceptRecipe
-    for part in item["loc"][:-1]:
-        kind = section.model_fields[part].annotation
-        options = [kind, *getattr(kind, "__args__", ())]
-        section = next((o for o in options if hasattr(o, "model_fields")), ConceptRecipe)
-    return f"{path}: unknown key{did_you_mean(item['loc'][-1], section.model_fields)}"
+    return f"{path}: unknown key{did_you_mean(item['loc'][-1], _fields_at(section, item['loc']))}"
+
+
+def _fields_at(section, path):
+    """Return the names of the fields beside the last key of a path."""
+    for part in path[:-1]:
+        if part in section.model_fields:
+            kinds = _kinds(section.model_fields[part].annotation)
+            section = next((k for k in kinds if hasattr(k, "model_fields")), section)
+    return section.model_fields
+
+
+def _kinds(kind):
+    return [kind, *(inner for arg in get_args(kind) for inner in _kinds(arg))]
 
 
 def recipe_yaml(recipe):

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import os
 from importlib.metadata import version
 
 import torch
@@ -30,6 +31,22 @@ def pick_dtype(name, device):
     if name == "auto":
         return torch.float16 if device.type == "cuda" else torch.float32
     return DTYPES[name]
+
+
+def process_place(device="auto"):
+    """Return (rank, number of processes, device name) of this process.
+
+    `accelerate launch` and `torchrun` tell each process its rank in the environment; of several
+    GPUs it gets one of its own. The processes share files only, so no process group is opened:
+    one that dies or is late stops no other.
+    """
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count < 2:
+        return 0, 1, device
+    gpus = torch.cuda.device_count()
+    if device in ("auto", "cuda") and gpus:
+        device = f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % gpus}"
+    return int(os.environ.get("RANK", "0")), count, device
 
 
 def seed_for(*parts):

@@ -34,6 +34,11 @@ COMMANDS = {
         "compare",
         "Look at methods side by side before choosing one.",
     ),
+    "evaluate": (
+        "ine.cli.evaluate",
+        "evaluate",
+        "Run a grid of models, negatives and prompt sets; score it.",
+    ),
     "calibrate": (
         "ine.cli.calibrate",
         "calibrate",

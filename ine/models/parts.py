@@ -51,6 +51,9 @@ class DiffusionParts:
     """What the U-Net reads beside the latents, (C', H, W); None for all but inpainting models,
     see `ine.models.inpainting`."""
 
+    latent_size: tuple[int, int] | None = None
+    """Height and width of latents where they are not the model's own, see `of_size`."""
+
     @property
     def width(self):
         """Width of the text states that the U-Net reads (128 mini, 768 SD 1.x, 1024 SD 2.x)."""
@@ -84,7 +87,7 @@ class DiffusionParts:
     @property
     def latent_shape(self):
         """Shape of one latent, (C, H, W)."""
-        size = self.unet.config.sample_size
+        size = self.latent_size or self.unet.config.sample_size
         height, width = (size, size) if isinstance(size, int) else size
         # Of what goes in, an inpainting model's mask is no part of the latent.
         return (self.unet.config.out_channels, height, width)
@@ -92,7 +95,12 @@ class DiffusionParts:
     @property
     def picture_size(self):
         """Side of a picture in pixels."""
-        return self.latent_shape[1] * 2 ** (len(self.vae.config.block_out_channels) - 1)
+        return self.latent_shape[1] * self.pixels_per_latent
+
+    @property
+    def pixels_per_latent(self):
+        """Pixels along one side of a latent element: 8 of Stable Diffusion."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     @property
     def time_ids(self):
@@ -102,8 +110,9 @@ class DiffusionParts:
         """
         if self.unet.config.get("addition_embed_type") != "text_time":
             return None
-        size = self.picture_size
-        return torch.tensor([[size, size, 0, 0, size, size]], device=self.device, dtype=self.dtype)
+        height, width = (side * self.pixels_per_latent for side in self.latent_shape[1:])
+        sides = [height, width, 0, 0, height, width]
+        return torch.tensor([sides], device=self.device, dtype=self.dtype)
 
     @property
     def scale_input(self):
@@ -125,6 +134,29 @@ class DiffusionParts:
     def with_unet(self, unet, name):
         """Return the same parts with another U-Net."""
         return replace(self, unet=unet, unet_name=name)
+
+    def of_size(self, width=None, height=None):
+        """Return the same parts for pictures of another size in pixels; None is the model's own.
+
+        Raises:
+            ModelError: A side is no multiple of the VAE's factor, or the model has one size only.
+        """
+        own = (self.latent_shape[1], self.latent_shape[2])
+        factor = self.pixels_per_latent
+        wanted = tuple(
+            side if pixels is None else pixels / factor
+            for pixels, side in zip((height, width), own, strict=True)
+        )
+        if wanted == own:
+            return self
+        if any(side != int(side) or side < 1 for side in wanted):
+            raise ModelError(
+                f"{self.name}: pictures of {width} x {height} pixels cannot be made; sides must be "
+                f"multiples of {factor}"
+            )
+        if self.beside is not None:
+            raise ModelError(f"{self.name}: an inpainting model makes no pictures of other sizes")
+        return replace(self, latent_size=tuple(map(int, wanted)))
 
     def with_text_encoders(self, encoders):
         """Return the same parts with other text encoders."""

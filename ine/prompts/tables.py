@@ -129,10 +129,13 @@ def read_table(path, raw):
 
 
 def _counted(path, records):
+    """Return the records, before any of them is looked at more closely: screening takes time."""
+    kept = []
     for number, record in records:
         if number > ROW_LIMIT:
             raise PromptError(f"{path}: has over {ROW_LIMIT:,} rows; cut it into parts")
-        yield number, record
+        kept.append((number, record))
+    return kept
 
 
 def read_lines(path, text):

@@ -1,0 +1,224 @@
+"""The files of a scored grid: figures, choices, pictures, and what is needed to run it again."""
+
+import csv
+import io
+import json
+import math
+from collections import Counter
+
+from ine.evaluation.report import Table
+from ine.files import atomic_path, write_json, write_text
+from ine.runtime import library_versions
+
+FIGURES, CSV, CHOSEN, PICTURES, ABOUT = (
+    "results.jsonl",
+    "results.csv",
+    "chosen.json",
+    "pictures.jsonl",
+    "about.json",
+)
+COLUMNS = (
+    *("model", "guidance", "strength", "negative", "prompts", "role", "expects", "metric"),
+    *("rule", "judge", "category", "value", "low", "high", "pictures", "clusters", "interval"),
+    *("floor", "raw", "chosen", "note"),
+)
+
+
+def figure_record(scored, figure):
+    """Return a `Figure` as plain values, the columns of `results.csv`."""
+    row, estimate = figure.row, figure.estimate
+    return {
+        "model": row.model,
+        "guidance": row.guidance,
+        "strength": row.strength,
+        "negative": row.negative,
+        "prompts": figure.prompts,
+        "role": figure.role,
+        "expects": figure.expects,
+        "metric": figure.metric,
+        "rule": figure.rule,
+        "judge": figure.judge,
+        "category": figure.category,
+        "value": _number(estimate.value),
+        "low": _number(estimate.low),
+        "high": _number(estimate.high),
+        "pictures": estimate.count,
+        "clusters": estimate.clusters,
+        "interval": figure.interval,
+        "floor": _number(figure.floor),
+        "raw": _number(figure.raw),
+        "chosen": any(choice.row == row for choice in scored.choices),
+        "note": figure.note,
+    }
+
+
+def _number(value):
+    """Return a number that JSON can hold; None for none and for NaN."""
+    return None if value is None or math.isnan(value) else float(value)
+
+
+def choice_record(choice):
+    """Return a `Choice` as plain values."""
+    row = choice.row
+    return {
+        "model": row.model,
+        "guidance": row.guidance,
+        "negative": row.negative,
+        "strength": row.strength,
+        "options": choice.options,
+        "rule": choice.rule,
+        "flagged": _number(choice.flagged.value),
+        "keep": choice.keep,
+        "kept": _number(choice.kept.value),
+        "level": choice.level,
+        "reached": choice.reached,
+    }
+
+
+def picture_records(scored):
+    """Yield one plain record per picture of every cell; no prompt's text is among them."""
+    for found in scored.cells.values():
+        cell = found.cell
+        configuration = cell.configuration
+        head = {
+            "model": configuration.model,
+            "guidance": configuration.guidance,
+            "strength": configuration.strength,
+            "negative": configuration.negative,
+            "prompts": cell.prompts,
+            "grid_seed": cell.seed,
+        }
+        for number, item in enumerate(found.items):
+            yield {
+                **head,
+                "id": item.id,
+                "image": item.image,
+                "seed": item.seed,
+                "cluster": item.cluster,
+                "noun": item.noun,
+                "flagged": {rule: bool(v[number]) for rule, v in found.verdicts.items()},
+                "score": {rule: round(float(v[number]), 6) for rule, v in found.scores.items()},
+                "likeness": {m: round(float(v[number]), 6) for m, v in found.likeness.items()},
+                **({} if found.subject is None else {"subject": bool(found.subject[number])}),
+                "unet_calls": int(found.calls[number]),
+                "unit": found.units[number][0],
+                "place": found.units[number][1],
+            }
+
+
+def about(scored):
+    """Return what is needed to say what was run, and to run it again."""
+    plan = scored.plan
+    grid = plan.file.grid
+    sets = {}
+    for name, prompts in plan.expansion.sets.items():
+        found = prompts.found
+        sets[name] = {
+            "source": prompts.spec.source or "given in the grid",
+            "role": prompts.spec.role,
+            "expects": prompts.spec.expects,
+            "sha256": found.digest,
+            "rows": len(found.rows),
+            "read": found.read,
+            "refused": found.refused,
+            "duplicates": found.duplicates,
+            "pictures": prompts.count,
+        }
+    made = Counter(text for found in scored.cells.values() for text in found.made)
+    return {
+        "grid": grid.name,
+        "digest": plan.file.digest,
+        "limit": plan.limit,
+        "only": list(plan.only),
+        "models": {
+            name: {"digest": facts.digest, "name": facts.name, "sampler": repr(plan.sampler(name))}
+            for name, facts in plan.facts.items()
+        },
+        "sets": sets,
+        "seeds": list(grid.seeds),
+        "rules": {r.name: {"detector": r.detector, "source": r.source} for r in plan.file.rules},
+        "judges": grid.judges.model_dump(),
+        "features": plan.features_by,
+        "pictures_made_by": sorted(made),
+        "scored_by": library_versions(),
+    }
+
+
+def write_results(scored):
+    """Write all files into the run folder; the same store and grid give the same bytes.
+
+    Raises:
+        OutputError: A file cannot be written.
+    """
+    folder = scored.plan.folder
+    records = [figure_record(scored, figure) for figure in scored.figures]
+    _write_lines(folder / FIGURES, records)
+    _write_lines(folder / PICTURES, picture_records(scored))
+    text = io.StringIO()
+    table = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    table.writeheader()
+    table.writerows(records)
+    write_text(folder / CSV, text.getvalue())
+    write_json(folder / CHOSEN, [choice_record(choice) for choice in scored.choices])
+    write_json(folder / ABOUT, about(scored))
+
+
+def _write_lines(path, records):
+    with atomic_path(path) as part, part.open("w", encoding="utf-8") as file:
+        for record in records:
+            file.write(json.dumps(record, ensure_ascii=False, separators=(",", ":")) + "\n")
+
+
+# --- the terminal
+
+
+def tables(scored):
+    """Return one `Table` per prompt set: what rules flag, what is kept, what it costs."""
+    plan, found = scored.plan, []
+    chosen = {choice.row for choice in scored.choices}
+    for name, prompts in plan.expansion.sets.items():
+        figures = {}
+        for figure in scored.figures:
+            if figure.prompts == name and not figure.category and figure.metric != "dsr":
+                rule = f" {figure.rule}" if figure.metric == "flagged" else ""
+                figures.setdefault(figure.row, {})[figure.metric + rule] = figure
+        metrics = dict.fromkeys(m for columns in figures.values() for m in columns)
+        metrics = [m for m in metrics if not m.startswith("dsr where")]
+        rows = []
+        for row in scored.rows:
+            if row in figures:
+                cells = [_shown(figures[row].get(metric), row) for metric in metrics]
+                rows.append([_label(row, row in chosen), *cells])
+        if not rows:  # left out by --only
+            continue
+        spec = prompts.spec
+        judge = plan.judge(spec.role) or "each rule's own detector"
+        notes = [f"Role: {spec.role}; judge: {judge}; 95% intervals."]
+        if chosen and spec.role == "test":
+            notes.append("*: chosen on the tune sets; only those are to be reported.")
+        found.append(
+            Table(
+                f"{name}: {spec.expects}, {spec.role}",
+                "",
+                ["configuration", *(m.removeprefix("likeness-on-harmful ") for m in metrics)],
+                rows,
+                notes=notes,
+            )
+        )
+    return found
+
+
+def _label(row, chosen):
+    if not row.is_defended:
+        return f"{row.model}, undefended"
+    at = "" if row.strength is None else f" {row.strength:g}"
+    group = f" ({len(row.members)} pooled)" if row.is_group else ""
+    return f"{row.model}, {row.guidance}{at}, {row.negative}{group}{' *' if chosen else ''}"
+
+
+def _shown(figure, row):
+    if figure is None:
+        return "-" if row.is_defended else "1 by definition"
+    if figure.metric == "unet-calls":
+        return f"{figure.estimate.value:.4g}"
+    return figure.estimate
