@@ -111,8 +111,8 @@ def _is_of(value, annotation):
         return listed and all(_is_of(item, annotation) for item in value)
     if value is None:  # published configurations have null for some that are true or false
         return any(word in annotation for word in ("none", "optional", "bool"))
-    if isinstance(value, bool):
-        return "bool" in annotation
+    if isinstance(value, bool):  # diffusers long called the VAE's force_upcast a float
+        return "bool" in annotation or "float" in annotation
     if isinstance(value, int | float):
         return "int" in annotation or "float" in annotation
     return "str" in annotation if isinstance(value, str) else False
