@@ -15,7 +15,7 @@ _EXPORTS = {
     "write_embedding": "ine.embedding",
     "convert_embedding": "ine.formats.export",
     "load_into_pipeline": "ine.formats.pipelines",
-    "load_parts": "ine.models.parts",
+    "load_parts": "ine.models.loading",
     "lay_weights": "ine.models.checkpoints",
     "invert": "ine.inversion.invert",
     "generate": "ine.sampling",

@@ -38,7 +38,7 @@ def tiny_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_parts(tiny_folder):
     """The parts of `tiny_folder`, frozen; a test that changes weights works on a copy."""
-    from ine.models.parts import load_parts
+    from ine.models.loading import load_parts
 
     return load_parts(tiny_folder)
 

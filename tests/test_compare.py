@@ -33,7 +33,7 @@ from ine.guidance.negative import Negative
 from ine.guidance.recognition import Probe, Recognition
 from ine.guidance.table import METHODS, describe
 from ine.inversion.examples import noised_features
-from ine.models.parts import load_parts
+from ine.models.loading import load_parts
 from ine.recipe import load_recipe
 from ine.sampling import SamplerSettings
 

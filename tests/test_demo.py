@@ -11,7 +11,7 @@ from ine.evaluation.defences import UNDEFENDED, by_text
 from ine.evaluation.study import concept_share, preservation, subject_share
 from ine.judging.detectors import load_detector
 from ine.judging.rules import find_rule
-from ine.models.parts import load_parts
+from ine.models.loading import load_parts
 from ine.recipe import load_recipe
 from ine.sampling import SamplerSettings
 

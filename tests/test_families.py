@@ -24,7 +24,7 @@ from ine.inversion.invert import batch_loss, invert, start_vectors
 from ine.models.families import FAMILIES, family_of
 from ine.models.few_steps import few_steps_of
 from ine.models.inpainting import everything_masked
-from ine.models.parts import load_parts
+from ine.models.loading import load_parts
 from ine.protection import encode_negative
 from ine.recipe import Inversion
 from ine.sampling import SamplerSettings, make_scheduler, sample_latents

@@ -15,7 +15,7 @@ from ine.guidance.cfg import ClassifierFree
 from ine.guidance.gates import MEASURES, Gated, Presence, Window, query_steps, remembering
 from ine.guidance.negative import Matched, Negative
 from ine.guidance.protocol import Step, Wanted
-from ine.models.parts import load_parts
+from ine.models.loading import load_parts
 from ine.sampling import SamplerSettings, sample_latents
 from ine.text import Condition
 

@@ -218,7 +218,7 @@ def test_nothing_else_changes_the_key(write, tmp_path):
 def test_a_model_is_known_by_its_weights_and_its_settings(tiny_parts):
     import copy
 
-    from ine.models.parts import load_parts
+    from ine.models.loading import load_parts
 
     before = model_digest(tiny_parts)
     assert model_digest(load_parts(tiny_parts.name)) == before

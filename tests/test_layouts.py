@@ -15,8 +15,8 @@ from ine.models.checkpoints import lay_weights, read_weights
 from ine.models.compvis import UNET, single_file, unet_names, unet_places, vae_names
 from ine.models.fit import check_tensors
 from ine.models.layouts import recognise
+from ine.models.loading import load_parts
 from ine.models.lowrank import LowRank
-from ine.models.parts import load_parts
 from ine.models.sources import Source, open_source
 from ine.models.stack import Layer, as_unet
 

@@ -10,7 +10,8 @@ from ine.evaluation.study import cases_of, top_object
 from ine.inversion.preview import in_units
 from ine.judging.detectors import load_detector
 from ine.judging.rules import WEAPONS
-from ine.models.parts import MINI_FOLDER, load_parts
+from ine.models.loading import load_parts
+from ine.models.parts import MINI_FOLDER
 from ine.recipe import load_recipe
 from ine.sampling import SamplerSettings
 

@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from ine.errors import ModelError
 from ine.models.fingerprint import TOLERANCE, fingerprint, projection, same_weights, spread
-from ine.models.parts import find_model, load_parts
+from ine.models.loading import load_parts
+from ine.models.parts import find_model
 from ine.sampling import SamplerSettings, decode_latents, sample_latents
 
 UNET = "unet/diffusion_pytorch_model.safetensors"

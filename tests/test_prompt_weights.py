@@ -12,7 +12,7 @@ from ine.guidance.cfg import ClassifierFree
 from ine.guidance.negative import Negative, cosine
 from ine.guidance.protocol import Prompts
 from ine.guidance.safree import safree_against
-from ine.models.parts import load_parts
+from ine.models.loading import load_parts
 from ine.sampling import SamplerSettings, run_unet, sample_latents
 from ine.text import LITERAL, Reading, encode, negative_prompt_embeds, tokenize
 from ine.weights_in_prompts import Piece, is_weighted, plain_text, read_weights

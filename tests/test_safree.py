@@ -31,7 +31,7 @@ from ine.guidance.safree import (
     rewrite_all,
     safree_against,
 )
-from ine.models.parts import load_parts
+from ine.models.loading import load_parts
 from ine.sampling import SamplerSettings, run_unet, sample_latents
 from ine.text import encode, tokenize
 

@@ -21,7 +21,8 @@ from ine.models import variants
 from ine.models.checkpoints import lay_weights, weights_metadata
 from ine.models.clip_tokenizer import clip_tokenizer, clip_vocabulary
 from ine.models.compvis import ENCODERS, UNET, VAE, encoder_prefixes, single_file
-from ine.models.parts import find_model, load_parts
+from ine.models.loading import load_parts
+from ine.models.parts import find_model
 from ine.models.single_file import load_single_file
 from ine.models.variants import VARIANTS, Variant, check_known, prediction_of, variants_of
 from ine.sampling import SamplerSettings, decode_latents, sample_latents

@@ -18,7 +18,7 @@ from ine.guidance.gates import Gated
 from ine.guidance.negative import Matched, Negative
 from ine.guidance.protocol import Prompts, Step
 from ine.guidance.sld import PRESETS, SafeLatent, safe_latent_step
-from ine.models.parts import load_parts
+from ine.models.loading import load_parts
 from ine.sampling import SCHEDULERS, SamplerSettings, make_scheduler, sample_latents, start_noise
 
 PROMPTS = ("a dog", "a burning cat", "a house")

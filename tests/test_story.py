@@ -22,7 +22,7 @@ from ine.judging.detectors import load_detector
 from ine.judging.rules import find_rule
 from ine.models.checkpoints import lay_weights
 from ine.models.fingerprint import same_weights
-from ine.models.parts import load_parts
+from ine.models.loading import load_parts
 from ine.recipe import load_recipe
 from ine.sampling import SamplerSettings, sample_latents
 from ine.unlearning.run import unlearn_concept

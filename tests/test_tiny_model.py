@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from ine.models.parts import load_parts
+from ine.models.loading import load_parts
 
 
 @contextmanager
@@ -89,7 +89,7 @@ def test_the_command_line_loads_it_without_a_word(tiny_folder):
     code = (
         "from ine.cli import quieten_libraries\n"
         "quieten_libraries()\n"
-        "from ine.models.parts import load_parts\n"
+        "from ine.models.loading import load_parts\n"
         f"load_parts({str(tiny_folder)!r})\n"
     )
     done = subprocess.run(

@@ -55,7 +55,7 @@ from ine.guidance.calibrate import read_calibration
 from ine.inversion.images import list_pictures, load_pictures, read_captions
 from ine.inversion.invert import read_state
 from ine.models.checkpoints import lay_weights, read_weights, weights_metadata
-from ine.models.parts import load_parts
+from ine.models.loading import load_parts
 from ine.models.sources import folder_state
 from ine.models.stack import parse_layer
 from ine.models.tokenizers import load_tokenizer

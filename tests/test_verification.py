@@ -10,7 +10,7 @@ from ine.embedding import new_embedding, read_embedding, write_embedding
 from ine.errors import RecipeError
 from ine.files import shipped
 from ine.models.checkpoints import lay_weights
-from ine.models.parts import load_parts
+from ine.models.loading import load_parts
 from ine.recipe import load_recipe
 from ine.sampling import SamplerSettings
 from ine.text import encode

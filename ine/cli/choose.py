@@ -61,7 +61,7 @@ def check_unet(unet):
 
 def load_base(name, source, device="auto", dtype="auto"):
     """Return the base's parts, telling which was chosen and why."""
-    from ine.models.parts import load_parts
+    from ine.models.loading import load_parts
     from ine.runtime import pick_device, pick_dtype
 
     where = pick_device(device)

@@ -33,7 +33,7 @@ from ine.inversion.run import RunOptions, run_inversion
 from ine.judging.detectors import load_detector
 from ine.judging.rules import find_rule
 from ine.models.checkpoints import lay_weights, weights_metadata
-from ine.models.parts import load_parts
+from ine.models.loading import load_parts
 from ine.pictures import contact_sheet, write_png
 from ine.recipe import load_recipe
 from ine.runtime import library_versions

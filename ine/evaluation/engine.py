@@ -38,7 +38,8 @@ from ine.judging.detection import JOIN, detect
 from ine.judging.detectors import check_detector, load_detector
 from ine.judging.raw import detectors_for
 from ine.models.checkpoints import lay_weights
-from ine.models.parts import find_model, load_parts
+from ine.models.loading import load_parts
+from ine.models.parts import find_model
 from ine.models.stack import layers_of
 from ine.runtime import pick_device, pick_dtype
 from ine.sampling import SamplerSettings

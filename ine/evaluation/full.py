@@ -31,7 +31,7 @@ from ine.evaluation.study import (
 from ine.inversion.preview import revive
 from ine.judging.detectors import load_detector
 from ine.judging.rules import find_rule
-from ine.models.parts import load_parts
+from ine.models.loading import load_parts
 from ine.recipe import load_recipe
 from ine.runtime import library_versions
 

@@ -7,7 +7,7 @@ from ine.embedding import read_embedding
 from ine.inversion.run import RunOptions, run_inversion
 from ine.judging.detectors import mini_judge
 from ine.models.checkpoints import lay_weights
-from ine.models.parts import load_parts
+from ine.models.loading import load_parts
 from ine.recipe import load_recipe
 from ine.unlearning.run import unlearn_concept
 

@@ -14,7 +14,7 @@ from ine.evaluation.study import cases_of, top_object
 from ine.inversion.preview import in_units
 from ine.judging.detectors import ResNetJudge, mini_judge
 from ine.judging.rules import WEAPONS
-from ine.models.parts import load_parts
+from ine.models.loading import load_parts
 from ine.recipe import load_recipe
 from ine.sampling import SamplerSettings
 from world import archive_name, draw, needed_icons, read_package, render_icon, sample_scene

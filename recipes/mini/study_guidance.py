@@ -33,7 +33,7 @@ from ine.guidance.table import METHODS, describe
 from ine.judging.detectors import load_detector
 from ine.judging.rules import find_rule
 from ine.models.checkpoints import lay_weights
-from ine.models.parts import load_parts
+from ine.models.loading import load_parts
 from ine.recipe import load_recipe
 
 SWEEPS = {

@@ -31,7 +31,8 @@ from ine.guidance.rewind import Rewind
 from ine.guidance.safree import Safree, safree_against
 from ine.guidance.sld import SafeLatent
 from ine.inversion.examples import noised_features
-from ine.models.parts import DiffusionParts, load_parts
+from ine.models.loading import load_parts
+from ine.models.parts import DiffusionParts
 from ine.sampling import SamplerSettings, sample_latents
 
 BARS = {

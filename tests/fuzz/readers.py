@@ -25,8 +25,8 @@ from ine.guidance.calibrate import Calibration, read_calibration, write_calibrat
 from ine.inversion.images import load_pictures, read_captions
 from ine.inversion.invert import Preview, read_state
 from ine.models.checkpoints import lay_weights, read_weights, weights_metadata
+from ine.models.loading import load_parts
 from ine.models.lowrank import LowRank
-from ine.models.parts import load_parts
 from ine.models.single_file import load_single_file
 from ine.models.stack import parse_layer
 from ine.recipe import check_recipe, load_recipe, recipe_yaml

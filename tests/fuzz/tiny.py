@@ -126,6 +126,6 @@ FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
 @cache
 def model():
     """Return the loaded parts of the pipeline."""
-    from ine.models.parts import load_parts
+    from ine.models.loading import load_parts
 
     return load_parts(model_folder())
