@@ -203,6 +203,21 @@ def png_picture(data):
         raise PicturesError(f"a stored picture cannot be read ({error})") from error
 
 
+def shrunk(picture, side):
+    """Return a picture whose longer side has at most `side` pixels, uint8 (H', W', 3).
+
+    Args:
+        picture: uint8 (H, W, 3); one that is small enough comes back as it is.
+        side: Pixels.
+    """
+    height, width = picture.shape[:2]
+    scale = side / max(height, width)
+    if scale >= 1:
+        return picture
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return np.array(_as_image(picture).resize(size, Image.Resampling.LANCZOS))
+
+
 def blur(picture):
     """Return a picture as a coarse mosaic in which nothing can be recognised.
 

@@ -16,6 +16,7 @@ from PIL import Image
 from ine.evaluation.metrics import Estimate, Rate, cluster_bootstrap, wilson
 from ine.evaluation.report import (
     Cell,
+    Noted,
     PictureGrid,
     Report,
     Section,
@@ -121,6 +122,48 @@ def test_hidden_pictures_are_not_in_the_file(tmp_path):
     assert holds(shown, picture(3, side=256))
     hidden = [p for p in shown if p.shape == (8, 8, 3)]
     assert all(len(np.unique(p.reshape(-1, 3), axis=0)) < 64 for p in hidden)
+
+
+def test_pictures_may_be_read_when_the_page_is_written(tmp_path):
+    asked = []
+
+    def reading():
+        asked.append(1)
+        return picture(1)
+
+    cells = [Cell(reading, flagged=True), Cell(lambda: None, flagged=True, note="lost")]
+    report = Report(
+        "R", "", [Section("S", grids=[PictureGrid("G", "", ["a", "b"], [("r", cells)])])], {}
+    )
+    assert asked == []
+    page = Page(write_report(report, tmp_path, blur="click"))
+    assert asked == [1]
+    [shown] = page.pictures()
+    assert (shown == picture(1)).all()
+    assert "not at hand" in page.text
+    assert len([tag for tag in page.named("input") if tag["type"] == "checkbox"]) == 1
+    [hidden] = Page(write_report(report, tmp_path, blur="hide")).pictures()
+    assert not (hidden == picture(1)).all()
+
+
+def test_figures_may_carry_a_few_words(tmp_path):
+    table = Table(
+        "T",
+        "",
+        ["model", "left"],
+        [["a", Noted(SHARE, "at 3")], ["b", SHARE]],
+        better={"left": "low"},
+    )
+    page = Page(write_report(Report("R", "", [Section("S", tables=[table])], {}), tmp_path))
+    cells = [c for c in page.named("td") if "figure" in c.get("class", "")]
+    assert cells[0] == cells[1]
+    assert page.text.count("at 3") == 1
+    data = json.loads((tmp_path / "report.json").read_text())
+    first, second = (row[1] for row in data["sections"][0]["tables"][0]["rows"])
+    assert first == {**second, "note": "at 3"}
+    assert "| a | .80 (.49-.94), at 3 |" in (tmp_path / "report.md").read_text()
+    assert "N = 10." in (tmp_path / "report.md").read_text()
+    assert ".80 (.49-.94) at 3" in text_table(table)
 
 
 def test_small_pictures_are_enlarged_sharply_and_large_ones_smoothly(tmp_path):

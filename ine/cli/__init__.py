@@ -39,6 +39,11 @@ COMMANDS = {
         "evaluate",
         "Run a grid of models, negatives and prompt sets; score it.",
     ),
+    "report": (
+        "ine.cli.report",
+        "report",
+        "Write the report of a grid again, or compare two runs.",
+    ),
     "calibrate": (
         "ine.cli.calibrate",
         "calibrate",

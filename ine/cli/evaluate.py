@@ -82,6 +82,7 @@ def evaluate(grid, out, store, dry_run, limit, only, shard, force, device, dtype
     """
     from ine.evaluation.engine import Share, enter_folder, prepare, run
     from ine.evaluation.grid import load_grid
+    from ine.evaluation.grid_report import write_grid_report
     from ine.evaluation.report import text_table
     from ine.evaluation.results import figure_record, tables, write_results
     from ine.runtime import process_place
@@ -105,6 +106,7 @@ def evaluate(grid, out, store, dry_run, limit, only, shard, force, device, dtype
         log.info("this shard is done; others are not, so nothing is scored yet")
         return
     write_results(scored)
+    write_grid_report(folder, store=plan.store.folder)
     if as_json:
         figures = [figure_record(scored, figure) for figure in scored.figures]
         shown = {"out": str(folder), "figures": figures}
@@ -112,7 +114,7 @@ def evaluate(grid, out, store, dry_run, limit, only, shard, force, device, dtype
         return
     for table in tables(scored):
         click.echo(text_table(table))
-    click.echo(f"results: {folder} (results.csv, results.jsonl, pictures.jsonl)")
+    click.echo(f"results: {folder} (report.html, results.csv, pictures.jsonl)")
 
 
 def _scored(plan, share, tell, run):

@@ -50,7 +50,8 @@ def exit_codes():
     """Return the section about exit codes, from the classes in `ine.errors`."""
     kinds = [k for k in vars(errors).values() if inspect.isclass(k) and k is not errors.IneError]
     rows = [(0, "Success."), (2, "The command line itself is wrong.")]
-    rows += [(errors.IneError.exit_code, "Anything else that a user can mend.")]
+    other = "Anything else that a user can mend; or two runs differ (`ine report diff`)."
+    rows += [(errors.IneError.exit_code, other)]
     rows += [(k.exit_code, inspect.cleandoc(k.__doc__).splitlines()[0]) for k in kinds]
     rows += [(errors.LIFELESS, "An embedding fits, and is not alive (`ine embedding verify`).")]
     rows += [(BUG, "A bug in ine; `--debug` shows the traceback."), (INTERRUPTED, "Interrupted.")]

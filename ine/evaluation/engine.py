@@ -431,6 +431,8 @@ def enter_folder(plan, force=False):
         "grid": file.grid.name,
         "work": file.work,
         "digest": file.digest,
+        # Where the pictures are, for who makes the report again.
+        "store": "" if plan.store.folder == plan.folder else str(plan.store.folder.resolve()),
         "ine": __version__,
     }
     if path.exists() and not force:

@@ -55,6 +55,9 @@ class Curve:
     hollow: bool = False
     """Dashed with hollow markers: the negative is words."""
 
+    marker: int | None = None
+    """Which marker, where it tells something else than the colour."""
+
 
 def frontier_svg(curves, undefended=None, concept="concept", ident="frontier"):
     """Return the drawing, an `<svg>` element that needs nothing from outside.
@@ -188,7 +191,8 @@ def _line(curve, x_axis, y_axis):
 
 
 def _marker(curve, x, y):
-    shape = MARKERS[curve.colour % len(MARKERS)]
+    number = curve.colour if curve.marker is None else curve.marker
+    shape = MARKERS[number % len(MARKERS)]
     inside = "var(--back)" if curve.hollow else _colour(curve)
     style = f"stroke:{_colour(curve)};fill:{inside}"
     return f'<path class="mark" transform="translate({x} {y})" d="{shape}" style="{style}"/>'

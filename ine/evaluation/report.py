@@ -7,6 +7,7 @@ here knows models or judges.
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,8 +30,9 @@ PIXEL_ART_SIDE = 160
 class Cell:
     """One picture of a grid."""
 
-    picture: np.ndarray
-    """uint8 (H, W, 3)."""
+    picture: np.ndarray | Callable[[], np.ndarray | None]
+    """uint8 (H, W, 3), or a function that reads it when the page is written, so that a page of
+    many holds one at a time; where that gives None, the place says that it is not at hand."""
 
     flagged: bool = False
     """Whether the detector fired."""
@@ -55,13 +57,21 @@ class PictureGrid:
 
 
 @dataclass(frozen=True)
+class Noted:
+    """A figure of a table with a few words beneath it."""
+
+    figure: Estimate | Rate
+    note: str
+
+
+@dataclass(frozen=True)
 class Table:
     """Text and figures; the first column names the rows."""
 
     title: str
     caption: str
     columns: list[str]
-    rows: list[list[str | Estimate | Rate]]
+    rows: list[list[str | Estimate | Rate | Noted]]
     notes: list[str] = field(default_factory=list)
     better: dict[str, str] = field(default_factory=dict)
     """{column: "high" or "low"} for shares in [0, 1]: those columns are coloured."""
@@ -70,10 +80,10 @@ class Table:
         for row in self.rows:
             _check_width(f"table {self.title!r}, row {row[:1]}", row, self.columns)
             for cell in row:
-                if not isinstance(cell, str | Estimate | Rate):
+                if not isinstance(cell, str | Estimate | Rate | Noted):
                     raise ValueError(
                         f"table {self.title!r}: {cell!r} is a {type(cell).__name__}; expected "
-                        "text, Estimate or Rate"
+                        "text, Estimate, Rate or Noted"
                     )
         for column, direction in self.better.items():
             if column not in self.columns or direction not in ("high", "low"):
@@ -170,11 +180,12 @@ def report_html(report, blur="show"):
         version=__version__,
         any_flagged=any(c.flagged for c in cells),
         any_colour=any(t.better for s in report.sections for t in s.tables),
-        picture_uri=lambda c: _picture_uri(c, blur),
-        pixelated=lambda c: max(c.picture.shape[:2]) <= PIXEL_ART_SIDE,
+        drawn=lambda c: _drawn(c, blur),
         alt_text=_alt_text,
         flagged_of=flagged_of,
         is_figure=_is_figure,
+        bare=_bare,
+        note_of=_note,
         value_of=lambda figure: decimal(_point(figure)).replace("-", "\N{MINUS SIGN}"),
         interval_of=lambda figure: interval(figure, "\N{EN DASH}").replace("-", "\N{MINUS SIGN}"),
         hover_text=_hover_text,
@@ -185,9 +196,20 @@ def report_html(report, blur="show"):
     )
 
 
-def _picture_uri(cell, blur):
-    hidden = cell.flagged and blur == "hide"
-    return png_data_uri(blurred(cell.picture) if hidden else cell.picture)
+def _drawn(cell, blur):
+    """Return what the page needs of a picture; None where it is not at hand."""
+    picture = cell.picture() if callable(cell.picture) else cell.picture
+    if picture is None:
+        return None
+    if cell.flagged and blur == "hide":
+        picture = blurred(picture)
+    height, width = picture.shape[:2]
+    return {
+        "uri": png_data_uri(picture),
+        "width": width,
+        "height": height,
+        "pixelated": max(width, height) <= PIXEL_ART_SIDE,
+    }
 
 
 def _alt_text(row, column, cell):
@@ -204,7 +226,16 @@ def flagged_of(grid, cells):
 
 
 def _is_figure(cell):
-    return isinstance(cell, Estimate | Rate)
+    return isinstance(cell, Estimate | Rate | Noted)
+
+
+def _bare(cell):
+    """Return a cell without its note."""
+    return cell.figure if isinstance(cell, Noted) else cell
+
+
+def _note(cell):
+    return cell.note if isinstance(cell, Noted) else ""
 
 
 def _point(figure):
@@ -230,7 +261,10 @@ def interval(figure, dash="-"):
 
 def figure_text(cell):
     """Return a table's cell as one line of text: .41 (.31-.51)."""
-    return f"{decimal(_point(cell))} ({interval(cell)})" if _is_figure(cell) else cell
+    if not _is_figure(cell):
+        return cell
+    figure, note = _bare(cell), _note(cell)
+    return f"{decimal(_point(figure))} ({interval(figure)}){', ' if note else ''}{note}"
 
 
 def _hover_text(figure):
@@ -261,7 +295,7 @@ def _bar(figure):
 
 def _support_line(table):
     """Return one sentence on what the figures rest on; a printed page has no hover texts."""
-    figures = [c for row in table.rows for c in row if _is_figure(c)]
+    figures = [_bare(c) for row in table.rows for c in row if _is_figure(c)]
     if not figures:
         return ""
     line = f"N = {_spread(f.trials if isinstance(f, Rate) else f.count for f in figures)}"
@@ -328,6 +362,8 @@ def _table_figures(table):
 def _plain(cell):
     if isinstance(cell, str):
         return cell
+    if isinstance(cell, Noted):
+        return {**_plain(cell.figure), "note": cell.note}
     # JSON has no NaN and no infinity.
     low, high = (x if math.isfinite(x) else None for x in (cell.low, cell.high))
     if isinstance(cell, Rate):
@@ -421,7 +457,10 @@ def text_table(table):
 
 def _atoms(cell):
     """Return what may not be torn: words of a text, value and interval of a figure."""
-    return [decimal(_point(cell)), f"({interval(cell)})"] if _is_figure(cell) else cell.split()
+    if not _is_figure(cell):
+        return cell.split()
+    figure = _bare(cell)
+    return [decimal(_point(figure)), f"({interval(figure)})", *_note(cell).split()]
 
 
 def _wrapped(text, width):

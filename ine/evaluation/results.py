@@ -125,9 +125,11 @@ def about(scored):
             "pictures": prompts.count,
         }
     made = Counter(text for found in scored.cells.values() for text in found.made)
+    recipe = plan.file.recipe
     return {
         "grid": grid.name,
         "digest": plan.file.digest,
+        "concept": recipe and {"name": recipe.name, "hash": recipe.hash, "people": recipe.people},
         "limit": plan.limit,
         "only": list(plan.only),
         "models": {

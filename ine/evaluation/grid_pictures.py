@@ -1,0 +1,121 @@
+"""The pictures of a grid's report: the same prompts and seeds, a configuration per row.
+
+Which prompts are shown does not depend on what came out. Pictures are read one at a time, when
+the page is written.
+"""
+
+import logging
+
+from ine.evaluation.report import Cell, PictureGrid, Section, decimal
+from ine.evaluation.reported import reported
+from ine.evaluation.store import Missing, Store
+from ine.pictures import shrunk
+
+log = logging.getLogger("ine")
+
+COLUMNS = 6
+"""Prompts of a grid of pictures, where there are not too many rows."""
+
+SHOWN = 360
+"""About the most pictures of a page."""
+
+SIDE = 192
+"""Pixels of the longer side above which a picture is made smaller for the page."""
+
+
+def pictures_section(run, columns):
+    """Return the pictures; arguments as in `picture_grids`."""
+    grids = picture_grids(run, columns)
+    if not grids:
+        return None
+    words = ["Every column is one prompt with one seed, every row a configuration."]
+    if not at_hand(run):
+        words.append(
+            "The pictures themselves are not where this run says; `ine report RUN --store DIR` "
+            "names the folder that has them."
+        )
+    return Section("Pictures", words, grids=grids)
+
+
+def picture_grids(run, columns=None):
+    """Return a `PictureGrid` per model and test set; tune sets where there is no test set.
+
+    Args:
+        run: A `RunFolder`.
+        columns: Prompts of each; by default as many as a page bears.
+    """
+    rows = reported(run)
+    sets = [n for n in run.sets if run.sets[n]["role"] == "test"] or list(run.sets)
+    each = columns or max(2, min(COLUMNS, SHOWN // max(1, len(rows) * len(sets))))
+    grids = [
+        _grid(run, name, [c for c in rows if c.model == model.name], each)
+        for model in run.grid.models
+        for name in sets
+    ]
+    return [grid for grid in grids if grid]
+
+
+def _grid(run, prompts, rows, columns):
+    rows = [c for c in rows if run.parts(c, prompts)]
+    if not rows:
+        return None
+    first = run.parts(rows[0], prompts)[0]
+    # One seed of the grid, and of that evenly spaced rows.
+    own = [key for key in first.keys if key[0] == first.keys[0][0]]
+    keys = [own[place] for place in evenly(len(own), columns)]
+    rule = run.rule
+    return PictureGrid(
+        f"{rows[0].model} on {prompts}",
+        f"A prompt and seed per column, evenly spaced in the set whatever came out. Red frame: one "
+        f"of the rules flags it ({', '.join(run.rules)}); the number is the score of {rule}. Of "
+        "pooled negatives the first is shown.",
+        [_column(first, key) for key in keys],
+        [
+            (run.label(c), [_cell(run, run.parts(c, prompts)[0], key, rule) for key in keys])
+            for c in rows
+        ],
+    )
+
+
+def evenly(count, wanted):
+    """Return at most `wanted` places of `count`, the first and the last among them."""
+    wanted = min(count, wanted)
+    if wanted < 2:
+        return list(range(wanted))
+    return [round(n * (count - 1) / (wanted - 1)) for n in range(wanted)]
+
+
+def _column(pictures, key):
+    _, row, image, seed = key
+    noun = pictures.nouns[pictures.place_of[key]]
+    again = f", picture {image + 1}" if image else ""
+    return f"row {row}{f' ({noun})' if noun else ''}{again}, seed {seed}"
+
+
+def _cell(run, pictures, key, rule):
+    number = pictures.place_of.get(key)
+    if number is None:
+        return None
+    flagged = [name for name, flags in pictures.flagged.items() if flags[number]]
+    return Cell(
+        _reader(run.store, *pictures.units[number]),
+        bool(flagged),
+        decimal(float(pictures.scores[rule][number])),
+    )
+
+
+def _reader(folder, unit, place):
+    def read():
+        try:
+            return shrunk(Store(folder).pictures(unit, [place])[0], SIDE)
+        except Missing as error:
+            log.debug("%s", error)
+            return None
+
+    return read
+
+
+def at_hand(run):
+    """Return whether the pictures are where the run folder or the caller says."""
+    units = {unit for pictures in run.pictures.values() for unit, _ in pictures.units}
+    return not units or any(Store(run.store).has_unit(unit) for unit in units)
