@@ -285,15 +285,17 @@ def _read_set(file, spec):
 
 def _unet(file, model):
     """Return what stands for `unet`, with a check that the files are there."""
-    layers = []
+    layers, missing = [], []
     for text in model.unet:
         layer = parse_layer(str(file.path.parent / text))
         if not layer.path.exists():
             layer = parse_layer(text)
         if not layer.path.exists():
-            where = f"neither beside {file.path.name} nor in this folder"
-            raise RecipeError(f"unet {text}: no such file or folder, {where}")
+            missing.append(text)
         layers.append(layer)
+    if missing:
+        where = f"neither beside {file.path.name} nor in this folder"
+        raise RecipeError(f"unet {', '.join(missing)}: no such file or folder, {where}")
     return as_unet(layers)
 
 

@@ -280,7 +280,8 @@ class GridFile:
 
 def list_grids():
     """Return {name: path} of the shipped grids."""
-    return {p.stem: p for p in sorted(shipped("recipes").glob("grids/*.yaml"))}
+    folder = shipped("recipes")
+    return {p.stem: p for kind in ("grids", "paper") for p in sorted(folder.glob(f"{kind}/*.yaml"))}
 
 
 def load_grid(name_or_path):
@@ -346,8 +347,11 @@ def _models(file, grid):
 
 def _negatives(file, grid):
     models = {m.name for m in grid.models} | {ANY}
+    names = {n.name for n in grid.negatives}
     for number, negative in enumerate(grid.negatives):
         at = f"{file.at('negatives', number)}negative {negative.name!r}: "
+        if negative.group in names:
+            yield f"{at}its group has the name of a negative; give the group another one"
         if negative.is_empty and negative.name != NONE:
             yield f"{at}is empty; give words, text, oracle or embeddings, or call it {NONE}"
         if negative.name == NONE and not negative.is_empty:

@@ -187,17 +187,20 @@ def tables(scored):
         metrics = dict.fromkeys(m for columns in figures.values() for m in columns)
         metrics = [m for m in metrics if not m.startswith("dsr where")]
         rows = []
+        spec = prompts.spec
         for row in scored.rows:
-            if row in figures:
+            # What was not chosen on tune sets is not told of test sets: the best of several
+            # strengths would be taken for a result. results.csv has them all.
+            withheld = chosen and spec.role == "test" and row.is_defended and row not in chosen
+            if row in figures and not withheld:
                 cells = [_shown(figures[row].get(metric), row) for metric in metrics]
                 rows.append([_label(row, row in chosen), *cells])
         if not rows:  # left out by --only
             continue
-        spec = prompts.spec
         judge = plan.judge(spec.role) or "each rule's own detector"
         notes = [f"Role: {spec.role}; judge: {judge}; 95% intervals."]
         if chosen and spec.role == "test":
-            notes.append("*: chosen on the tune sets; only those are to be reported.")
+            notes.append("*: chosen on the tune sets; what was not chosen is in results.csv.")
         found.append(
             Table(
                 f"{name}: {spec.expects}, {spec.role}",
