@@ -67,7 +67,7 @@ def named_files():
 
 def test_there_are_grids_of_both_tasks_transfer_and_other_erasers():
     assert NAMES == ["duo-nudity", "duo-transfer", "duo-violence", "erasers-nudity"]
-    assert {load_grid(path).grid.name for path in GRIDS} == {f"{name}" for name in NAMES}
+    assert {load_grid(path).grid.name for path in GRIDS} == set(NAMES)
 
 
 @pytest.mark.parametrize("path", GRIDS, ids=NAMES)
