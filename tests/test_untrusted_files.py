@@ -966,6 +966,7 @@ def test_a_tokenizer_reads_its_own_folder_only(model, tmp_path):
         ("tokenizer_config.json", {"model_max_length": float("nan")}),
         ("tokenizer_config.json", {"bos_token": "new"}),
         ("tokenizer_config.json", {"eos_token": []}),
+        ("tokenizer_config.json", {"unk_token": "new"}),
         ("tokenizer_config.json", {"pad_token": {"content": 5}}),
         ("tokenizer_config.json", {"added_tokens_decoder": {"99": {"content": "<y>"}}}),
         ("tokenizer_config.json", {"added_tokens_decoder": {"x": {}}}),

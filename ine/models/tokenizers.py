@@ -11,6 +11,9 @@ from ine.files import JSON_LIMIT, parse_json, read_within
 MARKS = ("bos_token", "eos_token", "unk_token", "pad_token")
 PROPERTIES = ("single_word", "lstrip", "rstrip", "normalized")
 MOST_TOKENS = 1_000_000
+UNKNOWN = "<|endoftext|>"
+"""What stands for unknown words where nothing is said, as in transformers."""
+
 UNSTATED_LENGTH = 1e29
 """transformers writes 10^30 for a context whose length nobody stated."""
 
@@ -38,6 +41,9 @@ def load_tokenizer(folder, room, rows):
             settings |= _read(folder, "special_tokens_map.json")
         vocab, merges, added = _vocabulary(folder, settings)
         marks = {name: _mark(settings[name]) for name in MARKS if settings.get(name) is not None}
+        unknown = str(marks.get("unk_token", UNKNOWN))
+        if unknown not in vocab:  # tokenizers then fails at the first word that it does not know
+            raise ValueError(f"its unk_token {unknown[:80]!r} is none of its vocabulary")
         length = _context(settings.get("model_max_length"), room)
         # transformers, too, notes where a tokenizer comes from.
         known = {"name_or_path": str(folder), "model_max_length": length, **marks}
