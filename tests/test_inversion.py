@@ -272,6 +272,7 @@ def test_the_loss_falls_where_picture_and_noise_stay_the_same(tiny_parts, pictur
 def test_only_the_vectors_move(tiny_parts, pictures):
     modules = [tiny_parts.unet, tiny_parts.text_encoders[0], tiny_parts.vae]
     before = [{k: v.clone() for k, v in m.state_dict().items()} for m in modules]
+    hooks = {m: [len(inner._forward_hooks) for inner in m.modules()] for m in modules}
     start = start_vectors(tiny_parts, spec_of(), 0)[0]
     result = run(tiny_parts, pictures)
     with pytest.raises(Killed):
@@ -282,7 +283,8 @@ def test_only_the_vectors_move(tiny_parts, pictures):
             assert torch.equal(tensor, state[name]), name
         assert all(p.grad is None and not p.requires_grad for p in module.parameters())
         assert not module.training
-        assert not any(m._forward_hooks for m in module.modules())
+        # transformers leaves hooks of its own, where hidden states were asked for before.
+        assert [len(m._forward_hooks) for m in module.modules()] == hooks[module]
 
 
 def test_the_same_seed_gives_the_same_bytes(tiny_parts, pictures):
