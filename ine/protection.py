@@ -54,7 +54,7 @@ from ine.guidance.safree import Safree
 from ine.guidance.table import METHODS, build_guidance, find_method
 from ine.models.parts import DiffusionParts
 from ine.sampling import alpha_bar_at
-from ine.text import Condition, silenced
+from ine.text import Condition
 
 log = logging.getLogger("ine")
 
@@ -474,11 +474,6 @@ class _PipelinePrompts(Prompts):
                 # Offloaded layer by layer, a table has no values between two calls.
                 stack.enter_context(align_module_device(encoder.get_input_embeddings()))
             return super().encode(texts, vectors)
-
-    def nothing(self):
-        """Return what the pipeline passes for no negative, one row."""
-        empty = self.encode([""])
-        return silenced(empty) if self.parts.zeros_for_nothing else empty
 
     def positive(self):
         """Return what the pipeline passed for the prompts, B rows."""

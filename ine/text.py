@@ -278,7 +278,11 @@ def encode(parts, prompts, vectors=None, reading=LITERAL):
 
 def encode_nothing(parts, reading=LITERAL):
     """Return the condition of no text at all, one row: what a model was trained to take for it."""
-    empty = encode(parts, [""], reading=reading)
+    return as_nothing(parts, encode(parts, [""], reading=reading))
+
+
+def as_nothing(parts, empty):
+    """Return what stands for no text, given the condition of the empty text."""
     return silenced(empty) if parts.zeros_for_nothing else empty
 
 

@@ -7,8 +7,8 @@ import sys
 import numpy as np
 import pytest
 import torch
+from tiny import save_tiny_clip
 from transformers import (
-    CLIPConfig,
     CLIPModel,
     CLIPTokenizer,
     ResNetConfig,
@@ -159,30 +159,7 @@ def test_pictures_that_are_turned_in_memory_are_read_right():
 def clip_folder(tmp_path_factory, tiny_folder):
     """A CLIPModel of random weights, with the tokenizer of the tiny pipeline."""
     folder = tmp_path_factory.mktemp("clip")
-    tokenizer = CLIPTokenizer.from_pretrained(tiny_folder / "tokenizer")
-    shared = {
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-    }
-    ends = {"bos_token_id": len(tokenizer) - 2, "eos_token_id": len(tokenizer) - 1}
-    config = CLIPConfig(
-        text_config={
-            **shared,
-            **ends,
-            "vocab_size": len(tokenizer),
-            "max_position_embeddings": 40,
-            "pad_token_id": len(tokenizer) - 1,
-        },
-        vision_config={**shared, "image_size": 16, "patch_size": 8},
-        projection_dim=24,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        CLIPModel(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return save_tiny_clip(folder, tiny_folder / "tokenizer", 16, 24, context=40)
 
 
 OBJECTS = {"dog": "a picture of a dog", "cat": "a picture of a cat", "ox": "an ox"}

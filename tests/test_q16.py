@@ -6,10 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from safetensors.numpy import save_file
-from transformers import CLIPConfig, CLIPModel
+from tiny import save_tiny_clip
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -173,32 +172,8 @@ def test_every_changed_byte_is_read_or_refused():
 @pytest.fixture(scope="module")
 def clip_folder(tmp_path_factory, tiny_folder):
     """A CLIPModel of random weights that gives features of width 512."""
-    from transformers import CLIPTokenizer
-
     folder = tmp_path_factory.mktemp("clip")
-    tokenizer = CLIPTokenizer.from_pretrained(tiny_folder / "tokenizer")
-    shared = {
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-    }
-    ends = {"bos_token_id": len(tokenizer) - 2, "eos_token_id": len(tokenizer) - 1}
-    config = CLIPConfig(
-        text_config={
-            **shared,
-            **ends,
-            "vocab_size": len(tokenizer),
-            "pad_token_id": ends["eos_token_id"],
-        },
-        vision_config={**shared, "image_size": 32, "patch_size": 8},
-        projection_dim=512,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        CLIPModel(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return save_tiny_clip(folder, tiny_folder / "tokenizer", 32, 512)
 
 
 def pictures(count=3, height=40, width=40):

@@ -19,6 +19,8 @@ from diffusers import (
 )
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import (
+    CLIPConfig,
+    CLIPModel,
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
@@ -212,3 +214,37 @@ BUILDERS = {
     "lcm": _lcm,
     "turbo": _turbo,
 }
+
+
+def save_tiny_clip(folder, tokenizer_folder, image_size, features, context=77):
+    """Save a CLIPModel of random weights with a tokenizer; return the folder.
+
+    Args:
+        folder: Where it goes.
+        tokenizer_folder: The tokenizer of a tiny pipeline.
+        image_size: Side of its pictures.
+        features: Width of its features.
+        context: Tokens of a text.
+    """
+    tokenizer = CLIPTokenizer.from_pretrained(tokenizer_folder)
+    shared = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
+    text = {
+        **shared,
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": context,
+        "bos_token_id": len(tokenizer) - 2,
+        "eos_token_id": len(tokenizer) - 1,
+        "pad_token_id": len(tokenizer) - 1,
+    }
+    vision = {**shared, "image_size": image_size, "patch_size": 8}
+    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=features)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        CLIPModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

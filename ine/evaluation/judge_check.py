@@ -13,12 +13,12 @@ import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import jinja2
 import numpy as np
 
 from ine import __version__
 from ine.errors import PicturesError
 from ine.evaluation.metrics import Estimate
+from ine.evaluation.report import page_template
 from ine.files import read_within, write_text
 from ine.pictures import png_data_uri, read_whole
 
@@ -211,14 +211,7 @@ def check_html(asked, concept="the concept"):
     Its one script collects the answers and hands them out as a file; the content security policy
     names the script by its digest and forbids any connection.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("check.html.j2").render(
+    return page_template("check.html.j2").render(
         asked=asked,
         rows=[asdict(q) for q in asked],
         picture_uri=_picture_uri,

@@ -164,8 +164,8 @@ def write_report(report, folder, blur="show"):
     return folder / "report.html"
 
 
-def report_html(report, blur="show"):
-    """Return the page as text; arguments as in `write_report`."""
+def page_template(name):
+    """Return a template of this folder, in which every value is escaped and none may be missing."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -173,8 +173,13 @@ def report_html(report, blur="show"):
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    return environment.get_template(name)
+
+
+def report_html(report, blur="show"):
+    """Return the page as text; arguments as in `write_report`."""
     cells = [c for s in report.sections for g in s.grids for _, row in g.rows for c in row if c]
-    return environment.get_template("report.html.j2").render(
+    return page_template("report.html.j2").render(
         report=report,
         blur=blur,
         version=__version__,

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import torch
 
-from ine.text import LITERAL, Condition, Reading, encode, encode_nothing
+from ine.text import LITERAL, Condition, Reading, as_nothing, encode
 from ine.weights_in_prompts import plain_text
 
 
@@ -118,7 +118,7 @@ class Prompts:
 
     def nothing(self):
         """Return the condition of no text, one row; see `ine.text.encode_nothing`."""
-        return encode_nothing(self.parts, self.reading)
+        return as_nothing(self.parts, self.encode([""]))
 
 
 class Session(Protocol):
