@@ -15,7 +15,7 @@ from ine.errors import OutputError
 from ine.evaluation import engine, score, units
 from ine.evaluation.engine import Share, enter_folder, prepare, run, todo
 from ine.evaluation.grid import load_grid
-from ine.evaluation.results import write_results
+from ine.evaluation.results import tables, write_results
 from ine.evaluation.store import Missing, Store
 
 GRID = """\
@@ -498,6 +498,20 @@ def test_a_choice_keeps_enough_or_says_that_it_does_not(reference):
     assert (never.row.strength, never.reached) == (6.0, False)
     # Of equals the weaker.
     assert chosen(plan, {}, {}).row.strength == 1.0
+
+
+def test_the_terminal_tells_of_test_sets_only_what_was_chosen(reference):
+    _, plan, scored = reference
+    shown = {table.title: [row[0] for row in table.rows] for table in tables(scored)}
+    for name, prompts in plan.expansion.sets.items():
+        role = prompts.spec.role
+        [labels] = [rows for title, rows in shown.items() if title.startswith(f"{name}: ")]
+        defended = [label for label in labels if "undefended" not in label]
+        if role == "test":
+            assert defended
+            assert all(label.endswith(" *") for label in defended)
+        else:
+            assert any(not label.endswith(" *") for label in defended)
 
 
 def test_the_figures_of_a_choice_come_from_test_sets(reference):
