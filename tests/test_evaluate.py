@@ -540,6 +540,31 @@ def test_negatives_of_a_group_are_one_row(grid, tmp_path):
     assert figure.interval == score.BOOTSTRAP
 
 
+def test_a_group_of_inversion_seeds_meets_a_grid_seed_each(grid, tmp_path):
+    path = grid(
+        *("{name: words, words: true}", "{name: words, words: true}" + SEEDED),
+        *("sampler:", "seeds: [0, 1]\nsampler:"),
+    )
+    plan = planned(path, tmp_path / "run")
+    row = next(r for r in score.rows_of(plan) if r.is_group)
+    cells = faked(plan, {}, {}).pooled(row, "tune")
+    assert [(c.cell.configuration.negative, c.cell.seed) for c in cells] == [
+        ("one", 0),
+        ("two", 1),
+    ]
+    # So a pooled row has as many pictures as words alone, of the same prompts and seeds.
+    words = next(r for r in score.rows_of(plan) if r.negative == "words")
+    others = faked(plan, {}, {}).pooled(words, "tune")
+    assert [i.request for c in cells for i in c.items] == [
+        i.request for c in others for i in c.items
+    ]
+
+
+SEEDED = """
+  - {name: one, text: smoke, group: both, seeds: [0]}
+  - {name: two, text: smoke, group: both, seeds: [1]}"""
+
+
 def test_matched_preservation_is_read_from_test_sets(grid, tmp_path):
     line = '- {name: fine, source: "mini:fire/benign", role: test, expects: benign, limit: 2}'
     path = grid("sampler:", f"  {line}\nsampler:")

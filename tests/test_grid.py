@@ -90,6 +90,18 @@ def test_guidances_may_name_their_negatives_and_models(write):
     assert [c.negative for c in found if c.guidance == "cfg"] == ["smoke"]
 
 
+def test_a_negative_may_keep_to_some_of_the_seeds(write):
+    path = write("{name: smoke, text: smoke}", "{name: smoke, text: smoke, seeds: [5]}")
+    found = expand(load_grid(path))
+    seeds = {}
+    for cell in found.cells:
+        seeds.setdefault(cell.configuration.negative, set()).add(cell.seed)
+    assert seeds == {"none": {0, 5}, "words": {0, 5}, "smoke": {5}}
+    assert len(found.cells) == (1 + 3) * 2 * 2 + 3 * 2
+    with pytest.raises(IneError, match=r"seed 7 is not one of the grid's seeds, 0, 5"):
+        load_grid(write("{name: smoke, text: smoke}", "{name: smoke, text: smoke, seeds: [7]}"))
+
+
 def test_items_depend_on_their_row_and_seed_and_on_nothing_else(write):
     short = expand(load_grid(write())).sets["tune"].items(0)
     longer = expand(load_grid(write("limit: 4", "limit: 9"))).sets["tune"].items(0)

@@ -245,7 +245,7 @@ def expand(file, *, only=(), limit=None, lenient=False):
         Cell(configuration=configuration, prompts=name, seed=seed)
         for configuration in guidances
         for name in sets
-        for seed in grid.seeds
+        for seed in _seeds(file, configuration)
     )
     if missing and not lenient:
         kind = kinds[0] if len(set(kinds)) == 1 else RecipeError
@@ -259,6 +259,14 @@ def expand(file, *, only=(), limit=None, lenient=False):
         unets=unets,
         missing=tuple(dict.fromkeys(missing)),
     )
+
+
+def _seeds(file, configuration):
+    """Return the grid seeds of a configuration: those of its negative, where it names any."""
+    if not configuration.is_defended:
+        return file.grid.seeds
+    own = file.named("negatives", configuration.negative).seeds
+    return tuple(seed for seed in file.grid.seeds if not own or seed in own)
 
 
 def _read_set(file, spec):

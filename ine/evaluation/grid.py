@@ -58,6 +58,7 @@ OneOrMore = Annotated[Names, BeforeValidator(_listed)]
 Files = Annotated[dict[str, OneOrMore], BeforeValidator(_by_key)]
 OneFile = Annotated[dict[str, str], BeforeValidator(_by_key)]
 Strength = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 class GridModel(Section):
@@ -90,6 +91,9 @@ class GridNegative(Section):
 
     group: str = ""
     """Negatives of one group, such as several inversion seeds, are one row of a report."""
+
+    seeds: tuple[Seed, ...] = ()
+    """Only these of the grid's seeds, so that every inversion seed meets one; all without any."""
 
     @model_validator(mode="before")
     @classmethod
@@ -224,7 +228,7 @@ class Grid(Section):
     negatives: tuple[GridNegative, ...] = ()
     guidances: tuple[GridGuidance, ...] = ()
     prompts: Annotated[tuple[GridPrompts, ...], Field(min_length=1)]
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], Field(min_length=1)] = (0,)
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
     sampler: GridSampler = GridSampler()
     rules: OneOrMore = ()
     """Names of `ine.judging.rules`; by default the concept's."""
@@ -363,8 +367,15 @@ def _negatives(file, grid):
         for key in negative.embeddings:
             if key not in models:
                 yield f"{at}embeddings: model {key!r} is unknown{did_you_mean(key, models)}"
+        for seed in negative.seeds:
+            if seed not in grid.seeds:
+                yield f"{at}seed {seed} is not one of the grid's seeds, {_told(grid.seeds)}"
         if is_refused(negative.text):
             yield f"{at}its text is refused by screening (docs/prompts.md)"
+
+
+def _told(values):
+    return ", ".join(map(str, values))
 
 
 def _guidances(file, grid):

@@ -68,10 +68,10 @@ def _grid(run, prompts, rows, columns):
         f"{rows[0].model} on {prompts}",
         f"A prompt and seed per column, evenly spaced in the set whatever came out. Red frame: one "
         f"of the rules flags it ({', '.join(run.rules)}); the number is the score of {rule}. Of "
-        "pooled negatives the first is shown.",
+        "pooled negatives the first that has this prompt and seed is shown.",
         [_column(first, key) for key in keys],
         [
-            (run.label(c), [_cell(run, run.parts(c, prompts)[0], key, rule) for key in keys])
+            (run.label(c), [_cell(run, run.parts(c, prompts), key, rule) for key in keys])
             for c in rows
         ],
     )
@@ -92,10 +92,12 @@ def _column(pictures, key):
     return f"row {row}{f' ({noun})' if noun else ''}{again}, seed {seed}"
 
 
-def _cell(run, pictures, key, rule):
-    number = pictures.place_of.get(key)
-    if number is None:
+def _cell(run, parts, key, rule):
+    """Return the picture of a prompt and seed, of the first of the pooled negatives that has it."""
+    pictures = next((p for p in parts if key in p.place_of), None)
+    if pictures is None:
         return None
+    number = pictures.place_of[key]
     flagged = [name for name, flags in pictures.flagged.items() if flags[number]]
     return Cell(
         _reader(run.store, *pictures.units[number]),

@@ -318,18 +318,24 @@ def check_calibrated(calibration, embeddings, parts, settings=None):
         list[str]: Sentences for the log; empty where all is the same.
 
     Raises:
-        EmbeddingError: The embeddings are others: scores of one say nothing about another.
+        EmbeddingError: The embeddings are others, and the gate looks at them: scores of one say
+            nothing about another. A `Recognition` looks at the picture alone, so there it is a
+            note.
     """
-    record = calibration.record
+    record, notes = calibration.record, []
     made = {e["trigger"]: e["vectors"] for e in record.get("embeddings", [])}
     have = {e.trigger: e.digest for e in embeddings}
     if made and made != have:
-        raise EmbeddingError(
-            f"the gate was calibrated for the embeddings {', '.join(made)}, here are "
-            f"{', '.join(have) or 'none'}{'' if set(made) != set(have) else ' (other vectors)'}; "
-            "calibrate again with: ine calibrate EMBEDDING..."
+        here = f"{', '.join(have) or 'none'}{'' if set(made) != set(have) else ' (other vectors)'}"
+        if not isinstance(calibration.gate, Recognition):
+            raise EmbeddingError(
+                f"the gate was calibrated for the embeddings {', '.join(made)}, here are {here}; "
+                "calibrate again with: ine calibrate EMBEDDING..."
+            )
+        notes.append(
+            f"the gate was taught with the embeddings {', '.join(made)}, here are {here}; it looks "
+            "at the picture and not at the negative, so its false-open rate is the same"
         )
-    notes = []
     here = fingerprints(parts)["ine.unet_fingerprint"]
     if not same_weights(record.get("unet_fingerprint", ""), here):
         notes.append(

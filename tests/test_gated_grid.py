@@ -1,0 +1,184 @@
+"""Gates and pictures begun anew inside a grid: the same as by hand, resumable, paid for."""
+
+import functools
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from ine.embedding import new_embedding, write_embedding
+from ine.errors import IneError
+from ine.evaluation import engine, score
+from ine.evaluation.engine import enter_folder, prepare, run
+from ine.evaluation.expand import Configuration, expand
+from ine.evaluation.grid import load_grid
+from ine.evaluation.results import write_results
+from ine.guidance.additive import Additive
+from ine.guidance.calibrate import calibrated, provenance, write_calibration
+from ine.guidance.gates import Gated, Presence, Window
+from ine.guidance.negative import Negative
+from ine.guidance.recognition import Probe, Recognition
+from ine.guidance.rewind import Rewind
+from ine.inversion.examples import noised_features
+from ine.sampling import SamplerSettings, generate, sample_latents
+
+GRID = """\
+kind: grid
+version: 1
+name: gated
+concept: fire
+models:
+  - {name: tiny, model: MODEL}
+negatives:
+  - {name: words, words: true}
+  - {name: own, embeddings: fire-neg.safetensors}
+guidances:
+  - name: again
+    method: additive
+    strengths: [2]
+    window: [0, 0.6]
+    rewind: [1, 3]
+    gate: {"*/words": fire.gate.json, "tiny/own": fire.gate.json}
+prompts:
+  - {name: tune, source: "mini:fire/implying-tuning", role: tune, expects: harmful, limit: 4}
+sampler: {steps: 4, batch: 2, guidance_scale: 5}
+"""
+SETTINGS = SamplerSettings(steps=4, guidance_scale=5, batch=2)
+
+
+def noise(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+FIRE = new_embedding(noise(2, 32, seed=1), "fire-neg", "fire")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _loaded_once():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "load_detector", functools.cache(engine.load_detector))
+        patch.setattr(engine, "load_parts", functools.cache(engine.load_parts))
+        yield
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tiny_folder, tiny_parts):
+    """A grid whose gate opens for two of its four prompts, beside its embedding."""
+    where = tmp_path_factory.mktemp("gated")
+    path = where / "grid.yaml"
+    path.write_text(GRID.replace("MODEL", str(tiny_folder)))
+    write_embedding(FIRE, where / "fire-neg.safetensors")
+    with torch.no_grad():
+        features = noised_features(tiny_parts, noise(1, *tiny_parts.latent_shape), 500.0, 0.5, None)
+    closed = Recognition(math.inf, (Probe(noise(features.shape[1], seed=7), 0.0),), (0.5,), "fire")
+    gate = replace(closed, threshold=middle(tiny_parts, closed, items(path)))
+    record = provenance(tiny_parts, [FIRE])
+    write_calibration(calibrated_as(gate, record), where / "fire.gate.json")
+    return where
+
+
+def calibrated_as(gate, record):
+    found = calibrated(gate, [0.0] * 4, 0.5, record)
+    return replace(found, gate=gate)
+
+
+def items(path):
+    # Lenient: the gate is not there yet.
+    return expand(load_grid(path), lenient=True).sets["tune"].items(0)
+
+
+def middle(parts, gate, wanted):
+    prompts, seeds = [i.prompt for i in wanted], [i.seed for i in wanted]
+    watched = Gated(Additive(Negative("", (FIRE,)), 0.0), gate)
+    _, notes, _ = sample_latents(parts, prompts, seeds, watched, replace(SETTINGS, batch=4))
+    scores = sorted(note["gate"]["probes"][0][2] for note in notes)
+    return (scores[1] + scores[2]) / 2
+
+
+def done(path, out):
+    plan = prepare(load_grid(path), out)
+    enter_folder(plan)
+    assert run(plan)
+    scored = score.score(plan)
+    write_results(scored)
+    return plan, scored
+
+
+def test_a_grid_begins_pictures_anew_as_the_loop_does(folder, tiny_parts, tmp_path):
+    plan, scored = done(folder / "grid.yaml", tmp_path / "run")
+    own = Configuration(model="tiny", guidance="again", strength=2.0, negative="own")
+    cells = {c.configuration: cell for c, cell in scored.cells.items()}
+    gate = plan.expansion.calibrations[own].gate
+    method = Gated(Additive(Negative("", (FIRE,)), 2.0), Window(0.0, 0.6))
+    requests = [item.request for item in cells[own].items]
+    made = [
+        picture
+        for unit in generate(tiny_parts, requests, Rewind(method, gate, (1.0, 3.0)), SETTINGS)
+        for picture in unit.pictures
+    ]
+    plain = cells[own.undefended]
+    opened = cells[own].calls > plain.calls.min() * 1.5
+    assert opened.sum() == 2
+    for number, (unit, place) in enumerate(cells[own].units):
+        stored = plan.store.pictures(unit, [place])[0]
+        assert (stored == made[number]).all()
+        before, where = plain.units[number]
+        same = (stored == plan.store.pictures(before, [where])[0]).all()
+        # Who is not recognised has the undefended picture, to the bit.
+        assert same != opened[number]
+        attempts = plan.store.about(unit).notes[place]["attempts"]
+        assert (len(attempts) > 1) == opened[number]
+
+
+def test_words_may_act_behind_a_gate_that_an_embedding_taught(folder, tmp_path, caplog):
+    caplog.set_level("INFO", "ine")
+    done(folder / "grid.yaml", tmp_path / "run")
+    told = [m for m in caplog.messages if "taught with the embeddings fire-neg, here are none" in m]
+    assert len(told) == 1
+    assert "again at 2, words" in told[0]
+
+
+def test_a_gate_that_looks_at_the_negative_is_refused_for_another(folder, tmp_path, tiny_parts):
+    path = folder / "presence.yaml"
+    path.write_text((folder / "grid.yaml").read_text().replace("fire.gate", "presence.gate"))
+    gate = calibrated_as(Presence(0.5), provenance(tiny_parts, [FIRE]))
+    write_calibration(gate, folder / "presence.gate.json", force=True)
+    plan = prepare(load_grid(path), tmp_path / "run")
+    with pytest.raises(IneError, match=r"cell tiny, again at 2, words: the gate was calibrated"):
+        run(plan)
+    assert not list((tmp_path / "run").rglob("*.zip"))
+
+
+def test_a_gated_grid_that_was_killed_ends_with_the_same_bytes(folder, tmp_path, monkeypatch):
+    done(folder / "grid.yaml", tmp_path / "whole")
+    real, made = engine.make_unit, []
+
+    def dying(*args):
+        if len(made) == 3:
+            raise KeyboardInterrupt
+        made.append(args)
+        return real(*args)
+
+    monkeypatch.setattr(engine, "make_unit", dying)
+    with pytest.raises(KeyboardInterrupt):
+        done(folder / "grid.yaml", tmp_path / "killed")
+    monkeypatch.setattr(engine, "make_unit", real)
+    done(folder / "grid.yaml", tmp_path / "killed")
+    names = ("results.jsonl", "pictures.jsonl", "results.csv")
+    for name in names:
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_dry_run_says_that_costs_depend_on_the_picture(folder, tmp_path, run_ine):
+    given = ("--out", tmp_path / "x", "--dry-run", "--json")
+    found = run_ine("evaluate", folder / "grid.yaml", *given)
+    assert found.exit_code == 0, found.output
+    cells = json.loads(found.stdout)["cells"]
+    exact = {c["configuration"]: c["exact"] for c in cells}
+    assert exact == {
+        "tiny, undefended": True,
+        "tiny, again at 2, words": False,
+        "tiny, again at 2, own": False,
+    }
