@@ -135,6 +135,33 @@ def test_only_leaves_what_is_asked_for_and_the_undefended_model(write):
         expand(file, only=["modle=base"])
 
 
+def test_a_part_of_a_grid_needs_the_files_of_that_part_alone(write):
+    path = write(
+        "{name: smoke, text: smoke}",
+        "{name: gone, embeddings: gone-neg.safetensors}",
+        *("{name: base}", "{name: base}\n  - {name: lost, unet: lost.safetensors}"),
+        '"mini:fire/twins-tuning"',
+        "nowhere.csv",
+    )
+    told = problem(path)
+    for file in ("gone-neg.safetensors", "lost.safetensors", "nowhere.csv"):
+        assert file in told
+    wanted = ("negative=words", "model=base", "prompts=tune")
+    found = expand(load_grid(path), only=wanted)
+    assert set(found.sets) == {"tune"}
+    assert set(found.unets) == {"base"}
+    assert {c.negative for c in found.configurations} == {"none", "words"}
+    for less, file in zip(wanted, ("gone-neg", "lost.safe", "nowhere"), strict=True):
+        assert file in problem(path, only=[text for text in wanted if text != less])
+
+
+def test_a_file_that_many_cells_miss_is_told_once(write):
+    path = write("{name: smoke, text: smoke}", "{name: gone, embeddings: gone-neg.safetensors}")
+    told = problem(path)
+    assert told.count("gone-neg.safetensors") == 1
+    assert "cell base, cfg, gone (and 2 other cells): " in told
+
+
 def test_rows_bring_seed_scale_and_size_where_they_are_asked_to(write, tmp_path):
     (tmp_path / "rows.csv").write_text(
         "prompt,seed,guidance,width,height\na dog,7,3.5,64,96\na cat,,,,\n"

@@ -190,7 +190,8 @@ def expand(file, *, only=(), limit=None, lenient=False):
 
     Args:
         file: A `GridFile`.
-        only: Texts "key=value" as `--only` takes them; of the same key any, of several all.
+        only: Texts "key=value" as `--only` takes them; of the same key any, of several all. Files
+            that only other cells need are not looked for.
         limit: Most pictures per cell.
         lenient: Note files that are missing or unusable instead of raising.
 
@@ -198,17 +199,30 @@ def expand(file, *, only=(), limit=None, lenient=False):
         RecipeError: Something is wrong with cells or files; each is named.
         PromptError: There is nothing wrong but a prompt set that cannot be read.
     """
-    missing, kinds = [], []
+    problems, kinds = {}, {}
 
     def tried(what, work):
         try:
             return work()
         except IneError as error:
-            missing.append(f"{what}: {error}")
-            kinds.append(type(error))
+            problems.setdefault(str(error), []).append(what)
+            kinds.setdefault(type(error))
             return None
 
     grid = file.grid
+    cells = chosen_cells(
+        file,
+        [
+            Cell(configuration=configuration, prompts=spec.name, seed=seed)
+            for configuration in _configurations(grid)
+            for spec in grid.prompts
+            for seed in _seeds(file, configuration)
+        ],
+        only,
+    )
+    # What no cell needs is not looked for: a part of a grid runs where another part cannot.
+    prompts = {cell.prompts for cell in cells}
+    models = {cell.configuration.model for cell in cells}
     sets = {
         spec.name: SetOfPrompts(
             spec=spec,
@@ -218,47 +232,55 @@ def expand(file, *, only=(), limit=None, lenient=False):
             limit=limit,
         )
         for n, spec in enumerate(grid.prompts)
+        if spec.name in prompts
     }
     unets = {
         model.name: tried(
             f"{file.at('models', n)}model {model.name!r}", lambda m=model: _unet(file, m)
         )
         for n, model in enumerate(grid.models)
+        if model.name in models
     }
-    guidances, calibrations, embeddings = {}, {}, {}
+    calibrations, embeddings = {}, {}
+    guidances = {
+        c: tried(f"cell {c.label}", lambda c=c: _guidance(file, c, embeddings, calibrations))
+        for c in dict.fromkeys(cell.configuration for cell in cells)
+    }
+    missing = tuple(_told_once(problem, places) for problem, places in problems.items())
+    if missing and not lenient:
+        kind = next(iter(kinds)) if len(kinds) == 1 else RecipeError
+        raise kind(f"{file.path}: " + "; ".join(missing))
+    return Expansion(
+        file=file,
+        cells=cells,
+        sets=sets,
+        guidances=guidances,
+        calibrations=calibrations,
+        unets=unets,
+        missing=missing,
+    )
+
+
+def _told_once(problem, places):
+    """Return a problem with the first place that has it, and how many others there are."""
+    more = len(places) - 1
+    others = f" (and {more} other cell{'s' if more > 1 else ''})" if more else ""
+    return f"{places[0]}{others}: {problem}"
+
+
+def _configurations(grid):
+    """Yield every `Configuration` of a grid, model by model, the undefended one first."""
     for model in grid.models:
-        guidances[Configuration(model=model.name)] = None
+        yield Configuration(model=model.name)
         for guidance in grid.guidances:
             for negative in _negatives(grid, guidance, model):
                 for strength in guidance.strengths or (None,):
-                    cell = Configuration(
+                    yield Configuration(
                         model=model.name,
                         guidance=guidance.name,
                         strength=strength,
                         negative=negative.name,
                     )
-                    guidances[cell] = tried(
-                        f"cell {cell.label}",
-                        lambda c=cell: _guidance(file, c, embeddings, calibrations),
-                    )
-    cells = tuple(
-        Cell(configuration=configuration, prompts=name, seed=seed)
-        for configuration in guidances
-        for name in sets
-        for seed in _seeds(file, configuration)
-    )
-    if missing and not lenient:
-        kind = kinds[0] if len(set(kinds)) == 1 else RecipeError
-        raise kind(f"{file.path}: " + "; ".join(dict.fromkeys(missing)))
-    return Expansion(
-        file=file,
-        cells=chosen_cells(file, cells, only),
-        sets=sets,
-        guidances=guidances,
-        calibrations=calibrations,
-        unets=unets,
-        missing=tuple(dict.fromkeys(missing)),
-    )
 
 
 def _seeds(file, configuration):
@@ -321,7 +343,9 @@ def _negatives(grid, guidance, model):
 
 
 def _guidance(file, cell, embeddings, calibrations):
-    """Return the `Guidance` of a configuration."""
+    """Return the `Guidance` of a configuration; None for the undefended model."""
+    if not cell.is_defended:
+        return None
     given = file.named("guidances", cell.guidance)
     negative = negative_of(file, file.named("negatives", cell.negative), cell.model, embeddings)
     settings = dict(given.settings)
