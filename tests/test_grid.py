@@ -191,6 +191,22 @@ def test_the_shipped_grid_expands_as_it_says(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_in_the_full_grid_every_negative_meets_every_seed_once():
+    found = expand(load_grid("mini-fire-full"), lenient=True)
+    groups = {n.name: n.group or n.name for n in found.file.grid.negatives} | {"none": "none"}
+    met = {}
+    for cell in found.cells:
+        c = cell.configuration
+        row = (c.model, c.guidance, c.strength, groups[c.negative], cell.prompts)
+        met.setdefault(row, []).append(cell.seed)
+    assert {tuple(sorted(seeds)) for seeds in met.values()} == {(0, 1, 2)}
+    assert {(row[1], row[3]) for row in met} == {("none", "none")} | {
+        (guidance, negative)
+        for guidance in ("cfg", "additive", "sld", "safree", "gated")
+        for negative in ("words", "embedding", "both", "oracle")
+    }
+
+
 # ------------------------------------------------------------------------------------- keys
 
 REQUESTS = (PictureRequest(prompt="a dog", seed=1), PictureRequest(prompt="a cat", seed=2))
