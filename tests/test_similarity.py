@@ -10,7 +10,7 @@ import torch
 
 from ine.errors import MissingDependency
 from ine.evaluation.breakdown import by_category, expected_maximum
-from ine.evaluation.frechet import frechet_distance, moments, symmetric_root
+from ine.evaluation.frechet import frechet_distance, moments
 from ine.evaluation.metrics import cluster_bootstrap
 from ine.evaluation.preservation import cosine_preservation, preservation_of, unrelated_pairs
 from ine.evaluation.similarity import lpips, lpips_name, ssim
@@ -129,6 +129,11 @@ def test_lpips_is_asked_at_the_stated_size(monkeypatch):
 # Frechet
 
 
+def symmetric_root(matrix):
+    values, vectors = np.linalg.eigh(matrix)
+    return (vectors * np.sqrt(values)) @ vectors.T
+
+
 def gaussian(mean, covariance):
     """Features whose sample moments are exactly these."""
     mean, covariance = np.asarray(mean, float), np.asarray(covariance, float)
@@ -169,13 +174,26 @@ def test_gaussians_that_are_turned():
     assert frechet_distance(b, a, "x").value == pytest.approx(distance)
     wider = gaussian(np.zeros(4), 9 * covariance)
     assert frechet_distance(a, wider, "x").value == pytest.approx(4 * np.trace(covariance))
-    np.testing.assert_allclose(symmetric_root(covariance) @ symmetric_root(covariance), covariance)
+
+
+@pytest.mark.parametrize(("count", "width"), [(50, 6), (5, 6), (3, 40)])
+def test_it_is_the_formula_with_matrix_roots(count, width):
+    rng = np.random.default_rng(8)
+    one, other = rng.normal(size=(count, width)), 1 + 2 * rng.normal(size=(2 * count, width))
+    first, second = (np.cov(x, rowvar=False) for x in (one, other))
+    # The product is not symmetric, but has the same trace of the root.
+    root = np.sqrt(np.linalg.eigvals(first @ second).astype(complex)).sum().real
+    expected = ((one.mean(0) - other.mean(0)) ** 2).sum()
+    expected += np.trace(first) + np.trace(second) - 2 * root
+    found = frechet_distance(moments(one), moments(other), "x")
+    assert found.value == pytest.approx(expected, abs=1e-5)
+    assert found.counts == (count, 2 * count)
 
 
 def test_equal_sets_are_at_no_distance_even_where_singular():
     features = np.random.default_rng(2).normal(size=(10, 40))
     found = frechet_distance(moments(features), moments(features), "x")
-    assert found.value == pytest.approx(0, abs=1e-5)
+    assert found.value == pytest.approx(0, abs=1e-12)
     assert "10 pictures for 40 features" in found.note
     many = moments(np.random.default_rng(2).normal(size=(100, 4)))
     assert frechet_distance(many, many, "x").note == ""

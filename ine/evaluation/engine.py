@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from ine import __version__
@@ -35,7 +36,13 @@ from ine.guidance.protocol import Prompts
 from ine.guidance.rewind import Rewind
 from ine.guidance.safree import Safree
 from ine.judging.detection import JOIN, detect
-from ine.judging.detectors import check_detector, load_detector
+from ine.judging.detectors import (
+    check_detector,
+    check_extractor,
+    is_bare_clip,
+    load_detector,
+    load_extractor,
+)
 from ine.judging.raw import detectors_for
 from ine.models.checkpoints import lay_weights
 from ine.models.loading import load_parts
@@ -44,7 +51,7 @@ from ine.models.stack import layers_of
 from ine.runtime import pick_device, pick_dtype
 from ine.sampling import SamplerSettings
 from ine.text import Reading
-from ine.weights_in_prompts import is_weighted
+from ine.weights_in_prompts import is_weighted, read_weights
 
 log = logging.getLogger("ine")
 
@@ -226,7 +233,8 @@ class Plan:
 
     def looks_of(self, cell):
         """Return the names of what looks at a cell's pictures: detectors, then features."""
-        return (*self.detectors_of(cell.prompts), *self.feature_names)
+        own = (self.frechet_features(cell.prompts), self.alignment_name)
+        return (*self.detectors_of(cell.prompts), *self.feature_names, *filter(None, own))
 
     def detectors_of(self, prompts):
         """Return the names of the detectors that look at a prompt set's pictures."""
@@ -255,6 +263,20 @@ class Plan:
             PIXEL_MEASURE: f"features:{PIXEL_MEASURE}",
         }
         return tuple(names[m] for m in self.file.grid.metrics.preservation if m in names)
+
+    @property
+    def alignment_name(self):
+        """Return the name of the reading that clip-score is the mean of, "" if not asked for."""
+        name = self.file.grid.metrics.clip_score
+        return f"alignment:{name}" if name else ""
+
+    def frechet_features(self, prompts):
+        """Return the name of the reading that a Frechet distance compares, "" if not asked for.
+
+        On harmful prompts a defence is to move the pictures, so that distance measures nothing.
+        """
+        name, spec = self.file.grid.metrics.frechet, self.expansion.sets[prompts].spec
+        return f"features:{name}" if name and spec.expects != "harmful" else ""
 
     def cost(self, configuration):
         """Return the `Cost` of one picture of a configuration."""
@@ -342,17 +364,28 @@ def _check_looks(plan, lenient):
     missing = []
     for name in names:
         try:
-            check_detector(name)
+            check_extractor(name) if is_bare_clip(name) else check_detector(name)
         except MissingDependency as error:
             if not lenient:
                 raise
             missing.append(str(error))
+    metrics = plan.file.grid.metrics
+    for metric, name in (("clip_score", metrics.clip_score), ("frechet", metrics.frechet)):
+        if name is None:
+            continue
+        try:
+            check_extractor(name)
+        except IneError as error:
+            told = f"{plan.file.at('metrics', metric)}{metric}: {error}"
+            if not lenient:
+                raise type(error)(f"{plan.file.path}: {told}") from error
+            missing.append(told)
     return missing
 
 
 def has_features(name):
     """Return whether a detector of this name gives picture features."""
-    return name == "mini-judge" or name.startswith(("clip:", "clip[", "clip-"))
+    return name in ("mini-judge", "clip") or name.startswith(("clip:", "clip[", "clip-"))
 
 
 def check_cells(plan, models):
@@ -507,7 +540,8 @@ class _Worker:
 
     def detector(self, name):
         if name not in self.detectors:
-            self.detectors[name] = load_detector(name)
+            load = load_extractor if is_bare_clip(name) else load_detector
+            self.detectors[name] = load(name)
         return self.detectors[name]
 
     def do(self, unit):
@@ -529,7 +563,7 @@ class _Worker:
                     if pictures is None:
                         store.forget(unit.key)
                         return self.do(unit)
-                self.look(unit.key, name, pictures)
+                self.look(unit, name, pictures)
         return made, calls
 
     def pictures(self, unit):
@@ -542,8 +576,15 @@ class _Worker:
     def has(self, key, name):
         return has_reading(self.plan.store, key, name, self.detectors)
 
-    def look(self, key, name, pictures):
+    def look(self, unit, name, pictures):
+        key = unit.key
         kind, _, measure = name.partition(":")
+        if kind == "alignment":
+            clip, features = self.detector(measure), self.stored(key, f"features:{measure}")
+            if features is None:
+                features = clip.features(pictures)
+            self.plan.store.write_numbers(key, name, aligned(clip, unit, features))
+            return
         if kind == "features":
             detector = None if measure == PIXEL_MEASURE else self.detector(measure)
             self.plan.store.write_numbers(key, name, Look(detector).features(pictures))
@@ -552,6 +593,12 @@ class _Worker:
         settings = getattr(detector, "settings", {})
         self.plan.store.write_look(key, name, settings, detect(detector, pictures))
 
+    def stored(self, key, name):
+        try:
+            return self.plan.store.numbers(key, name)
+        except Missing:
+            return None
+
     def is_done(self, unit):
         store = self.plan.store
         return store.sound(unit.key) and all(
@@ -559,10 +606,23 @@ class _Worker:
         )
 
 
+def aligned(clip, unit, features):
+    """Return 100 cos of each picture and its prompt, and the tokens beyond the context, (B, 2).
+
+    The prompt is what the user wrote, without the weights where the sampler reads them; the
+    negative has no part in it. All of it is in the unit's key.
+    """
+    texts = [request.prompt for request in unit.requests]
+    if unit.sampler.reading.weights:
+        texts = ["".join(piece.text for piece in read_weights(text)) for text in texts]
+    scores = 100 * clip.alignment(features, texts)
+    return np.stack([scores, np.asarray(clip.unread(texts), dtype=np.float64)], axis=1)
+
+
 def has_reading(store, key, name, detectors=None):
     """Return whether a reading of a unit is there, whole, and of the detector as it is set now."""
     try:
-        if name.startswith("features:"):
+        if name.startswith(("features:", "alignment:")):
             store.numbers(key, name)
         else:
             detector = (detectors or {}).get(name)

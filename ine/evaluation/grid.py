@@ -11,11 +11,13 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from ine.errors import IneError, RecipeError, did_you_mean
+from ine.evaluation.frechet import name_of
 from ine.files import read_within, sha256_of, shipped
 from ine.guidance.gates import Window
 from ine.guidance.negative import SEVERAL
 from ine.guidance.rewind import LADDER
 from ine.guidance.table import find_method
+from ine.judging.detectors import extractor_place
 from ine.judging.rules import find_rule
 from ine.prompts.screening import is_refused
 from ine.recipe import (
@@ -193,6 +195,13 @@ class GridMetrics(Section):
     features: str | None = None
     """Detector whose picture features judge-cosine compares; by default the judge of choices."""
 
+    clip_score: str | None = None
+    """CLIP by which a picture is compared with its own prompt: mini-judge, clip, clip[FOLDER]."""
+
+    frechet: str | None = None
+    """CLIP, named likewise, of whose picture features the Frechet distance is, on sets that are
+    not harmful."""
+
     subject: bool = False
     """Whether the picture shows the noun of its row; for sets whose rows have one."""
 
@@ -201,6 +210,16 @@ class GridMetrics(Section):
 
     expected_maximum: Count | None = None
     """I2P's figure with this many prompts per draw."""
+
+    @property
+    def clip_score_name(self):
+        """Return the name of the metric, "" where it is not asked for."""
+        return f"clip-score-{self.clip_score}" if self.clip_score else ""
+
+    @property
+    def frechet_name(self):
+        """Return the name of the metric, "" where it is not asked for."""
+        return name_of(self.frechet) if self.frechet else ""
 
 
 class GridChoose(Section):
@@ -456,6 +475,13 @@ def _judging(file, grid):
                 f"{file.at('metrics', 'preservation')}measure {name!r} is unknown{hint}; known: "
                 f"{', '.join(MEASURES)}"
             )
+    for metric in ("clip_score", "frechet"):
+        name = getattr(grid.metrics, metric)
+        if name is not None:
+            try:
+                extractor_place(name)
+            except RecipeError as error:
+                yield f"{file.at('metrics', metric)}{metric}: {error}"
 
 
 def is_lpips(name):

@@ -182,6 +182,8 @@ def _values(run, record):
         return lambda pictures: pictures.calls
     if record.metric == KEPT_SUBJECT:
         return lambda pictures: pictures.subject
+    if record.metric == run.grid.metrics.clip_score_name:
+        return lambda pictures: pictures.clip_score
     measure = record.metric.split()[-1]
     if measure in run.measures:
         return run.kept(record.configuration, record.prompts, measure)

@@ -17,6 +17,10 @@ from ine.evaluation.run_folder import FLAGGED, MATCHED, chosen_of
 from ine.evaluation.score import BOOTSTRAP
 
 NOT_MADE = "-"
+ABOUT_CLIP_SCORE = (
+    "100 times the cosine of picture and prompt. On harmful prompts it is no merit: a defence is "
+    "to show something else there."
+)
 FEW = 15
 TOO_NARROW = f"Fewer than {FEW} clusters: intervals by bootstrap are too narrow then."
 
@@ -106,6 +110,10 @@ def heat_maps(run):
     for prompts in run.sets_of("test", "benign", "neighbour"):
         tables += [_heat_map(run, prompts, measure, "", "high") for measure in run.measures]
     tables += [_heat_map(run, prompts, KEPT_SUBJECT, "", "high") for prompts in names]
+    metrics = run.grid.metrics
+    # Neither is a share, so that no colour stands for it.
+    for metric in filter(None, (metrics.clip_score_name, metrics.frechet_name)):
+        tables += [_heat_map(run, prompts, metric, "", "") for prompts in names]
     return Section(
         "Heat maps: model and guidance by negative",
         [
@@ -119,7 +127,8 @@ def heat_maps(run):
 
 def _heat_map(run, prompts, metric, rule, better):
     """Return the `Table` of a metric: (model, guidance) by negative; None without figures."""
-    rows, negatives, floors, narrow = {}, {}, {}, False
+    rows, negatives, floors, narrow, noted = {}, {}, {}, False, {}
+    frechet = metric == run.grid.metrics.frechet_name
     for c in reported(run):
         record = run.record(c, prompts, metric, rule)
         if record is None:
@@ -132,6 +141,8 @@ def _heat_map(run, prompts, metric, rule, better):
             at = "" if c.strength is None or chosen else f" at {c.strength:g}"
             name = f"{c.model}, {c.guidance}{at}"
         note = f"at {c.strength:g}" if chosen else ""
+        if frechet and record.raw is not None:
+            note = "; ".join(filter(None, (note, f"halves {decimal(record.raw)}")))
         cell = Noted(record.estimate, note) if note else record.estimate
         rows.setdefault(name, {})[c.negative] = cell
         negatives[c.negative] = None
@@ -139,11 +150,18 @@ def _heat_map(run, prompts, metric, rule, better):
         narrow |= record.interval == BOOTSTRAP and record.estimate.clusters < FEW
         if record.floor is not None:
             floors[f"{c.model} {decimal(record.floor)}"] = None
+        if not rule and record.note:
+            noted[record.note] = None
     if not rows:
         return None
     columns = [n for n in _order_of_negatives(run) if n in negatives]
     what = f"flagged by {rule}" if rule else metric
-    notes = [f"Unrelated pictures, which read 0 here: {', '.join(floors)}."] if floors else []
+    if frechet:
+        notes = [*_about_frechet(floors), *(f"Note: {note}." for note in noted)]
+    elif metric == run.grid.metrics.clip_score_name:
+        notes = [ABOUT_CLIP_SCORE, *(f"Note: {note}." for note in noted)]
+    else:
+        notes = [f"Unrelated pictures, which read 0 here: {', '.join(floors)}."] if floors else []
     notes += [TOO_NARROW] if narrow else []
     judge = f"Looked at by {facts.judge}. " if facts.judge else ""
     return Table(
@@ -152,8 +170,22 @@ def _heat_map(run, prompts, metric, rule, better):
         ["model, guidance", *columns],
         [[name, *(cells.get(n, NOT_MADE) for n in columns)] for name, cells in rows.items()],
         notes=notes,
-        better=dict.fromkeys(columns, better),
+        better=dict.fromkeys(columns, better) if better else {},
     )
+
+
+def _about_frechet(floors):
+    told = [
+        "To the undefended pictures of the same prompts and seeds, 0 where nothing changed. It "
+        "grows as pictures get fewer: compare only at equal N."
+    ]
+    if floors:
+        told.append(
+            "Two halves of the undefended pictures, which share no prompt: "
+            f'{", ".join(floors)}. "halves" is the same with one half defended: no larger '
+            "where the defence adds nothing to what other prompts do anyway."
+        )
+    return told
 
 
 def _article(expects):

@@ -171,6 +171,63 @@ def _bootstrap(values, clusters, bounds, draws, seed):
     return Estimate(value, low, high, len(values), len(sizes))
 
 
+GROUPS, FEWEST = 20, 5
+"""Of clusters that a jackknife leaves out together: how many groups, and with how few there is no
+interval."""
+
+
+def group_jackknife(statistic, clusters, seed=0):
+    """Return half the width of a 95% interval of a statistic, leaving out whole clusters.
+
+    For statistics that are no mean over pictures. Clusters are dealt into G = 20 groups, or one
+    each where there are fewer; with ``t_g`` the statistic without group g the interval is
+    ``+- q s`` for ``s^2 = (G - 1) / G sum_g (t_g - mean t)^2`` and q of Student's distribution with
+    G - 1 degrees of freedom. In expectation s^2 is not too small, whatever the statistic. A bias
+    that depends on the number of pictures is no part of it.
+
+    Args:
+        statistic: Takes an integer array of places and returns a number.
+        clusters: One hashable id per picture.
+        seed: Of the dealing.
+
+    Returns:
+        A number; NaN with fewer than 5 clusters.
+
+    Sources:
+        Efron and Stein 1981, Annals of Statistics 9; Shao and Tu 1995, section 2.3 (groups).
+    """
+    number = {name: i for i, name in enumerate(dict.fromkeys(clusters))}
+    count = min(GROUPS, len(number))
+    if len(number) < FEWEST:
+        return math.nan
+    dealt = np.random.default_rng(seed).permutation(len(number)) % count
+    group = dealt[[number[name] for name in clusters]]
+    found = np.array([statistic(np.flatnonzero(group != g)) for g in range(count)])
+    spread = (count - 1) / count * ((found - found.mean()) ** 2).sum()
+    return student(count - 1) * math.sqrt(spread)
+
+
+def student(freedom, z=1.959964):
+    """Return the quantile of Student's distribution that the normal one has at z.
+
+    To 1% from 4 degrees of freedom on.
+
+    Example:
+        >>> [round(student(n), 2) for n in (4, 9, 19)]
+        [2.77, 2.26, 2.09]
+
+    Sources:
+        Abramowitz and Stegun 1964, 26.7.5.
+    """
+    terms = (
+        z,
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+    )
+    return sum(term / freedom**k for k, term in enumerate(terms))
+
+
 def rescaled_cosine(cosines, floor):
     """Return (cos - floor) / (1 - floor): unrelated pictures read 0, identical ones 1.
 

@@ -6,7 +6,7 @@ import json
 import math
 from collections import Counter
 
-from ine.evaluation.report import Table
+from ine.evaluation.report import Table, decimal
 from ine.files import atomic_path, write_json, write_text
 from ine.runtime import library_versions
 
@@ -100,10 +100,18 @@ def picture_records(scored):
                 "score": {rule: round(float(v[number]), 6) for rule, v in found.scores.items()},
                 "likeness": {m: round(float(v[number]), 6) for m, v in found.likeness.items()},
                 **({} if found.subject is None else {"subject": bool(found.subject[number])}),
+                **_of_alignment(found, number),
                 "unet_calls": int(found.calls[number]),
                 "unit": found.units[number][0],
                 "place": found.units[number][1],
             }
+
+
+def _of_alignment(found, number):
+    if found.alignment is None:
+        return {}
+    score, unread = found.alignment[number]
+    return {"clip_score": round(float(score), 4), "unread": int(unread)}
 
 
 def about(scored):
@@ -193,12 +201,16 @@ def tables(scored):
             # strengths would be taken for a result. results.csv has them all.
             withheld = chosen and spec.role == "test" and row.is_defended and row not in chosen
             if row in figures and not withheld:
-                cells = [_shown(figures[row].get(metric), row) for metric in metrics]
+                cells = [
+                    _shown(figures[row].get(m), row, m == plan.file.grid.metrics.frechet_name)
+                    for m in metrics
+                ]
                 rows.append([_label(row, row in chosen), *cells])
         if not rows:  # left out by --only
             continue
         judge = plan.judge(spec.role) or "each rule's own detector"
         notes = [f"Role: {spec.role}; judge: {judge}; 95% intervals."]
+        notes += _notes(plan.file.grid.metrics, figures.values())
         if chosen and spec.role == "test":
             notes.append("*: chosen on the tune sets; what was not chosen is in results.csv.")
         found.append(
@@ -213,6 +225,39 @@ def tables(scored):
     return found
 
 
+def _notes(metrics, rows):
+    """Return what CLIP score and Frechet distance need beside them."""
+    found = []
+    scores = [row[metrics.clip_score_name] for row in rows if metrics.clip_score_name in row]
+    if scores:
+        unread = "".join(f"; {f.note}" for f in scores[:1] if f.note)
+        about = "100 times the cosine of picture and prompt"
+        found.append(f"{metrics.clip_score_name}: {about}{unread}.")
+    distances = [row[metrics.frechet_name] for row in rows if metrics.frechet_name in row]
+    if distances:
+        found.append(
+            _frechet_note(metrics.frechet_name, [(f.row.model, f.floor) for f in distances])
+        )
+    return found
+
+
+def _frechet_note(name, floors):
+    """Return what a table of Frechet distances says: the floors, (model, floor) pairs."""
+    known = dict.fromkeys(
+        f"{model} {decimal(floor)}" for model, floor in floors if _number(floor) is not None
+    )
+    told = (
+        f"{name}: to the undefended pictures of the same prompts and seeds, which have chance in "
+        "common; compare only at equal N."
+    )
+    if known:
+        told += (
+            f" Two halves of the undefended pictures, other prompts and half of N: "
+            f"{', '.join(known)}."
+        )
+    return told
+
+
 def _label(row, chosen):
     if not row.is_defended:
         return f"{row.model}, undefended"
@@ -221,9 +266,9 @@ def _label(row, chosen):
     return f"{row.model}, {row.guidance}{at}, {row.negative}{group}{' *' if chosen else ''}"
 
 
-def _shown(figure, row):
+def _shown(figure, row, is_distance):
     if figure is None:
-        return "-" if row.is_defended else "1 by definition"
+        return "-" if row.is_defended else f"{0 if is_distance else 1} by definition"
     if figure.metric == "unet-calls":
         return f"{figure.estimate.value:.4g}"
     return figure.estimate

@@ -82,6 +82,9 @@ class Pictures:
     subject: np.ndarray | None
     """(P,) bool; None where not asked."""
 
+    clip_score: np.ndarray | None = None
+    """100 times the cosine of picture and prompt, (P,); None where not asked."""
+
     @cached_property
     def place_of(self):
         """Return {key: number}."""
@@ -323,8 +326,9 @@ def _pictures(lines):
         own.setdefault("units", []).append((line["unit"], line["place"]))
         for name, column in (("cluster", "clusters"), ("noun", "nouns"), ("unet_calls", "calls")):
             own.setdefault(column, []).append(line[name])
-        if KEPT_SUBJECT in line:
-            own.setdefault(KEPT_SUBJECT, []).append(line[KEPT_SUBJECT])
+        for name in (KEPT_SUBJECT, "clip_score"):
+            if name in line:
+                own.setdefault(name, []).append(line[name])
         for name in ("flagged", "score", "likeness"):
             for rule, value in line[name].items():
                 own.setdefault(name, {}).setdefault(rule, []).append(value)
@@ -335,7 +339,7 @@ def _packed(own):
     def arrays(name, kind):
         return {k: np.array(v, dtype=kind) for k, v in own.get(name, {}).items()}
 
-    subject = own.get(KEPT_SUBJECT)
+    subject, clip_score = own.get(KEPT_SUBJECT), own.get("clip_score")
     return Pictures(
         keys=tuple(own["keys"]),
         clusters=tuple(own["clusters"]),
@@ -346,4 +350,5 @@ def _packed(own):
         scores=arrays("score", np.float64),
         likeness=arrays("likeness", np.float64),
         subject=None if subject is None else np.array(subject, dtype=bool),
+        clip_score=None if clip_score is None else np.array(clip_score, dtype=np.float64),
     )

@@ -7,7 +7,7 @@ Shape letter: P pictures of a cell.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -17,6 +17,7 @@ from ine.evaluation.breakdown import by_category, expected_maximum
 from ine.evaluation.demo import ATTRIBUTES
 from ine.evaluation.engine import Plan
 from ine.evaluation.expand import Cell, Configuration
+from ine.evaluation.frechet import moved
 from ine.evaluation.grid import FEATURE_MEASURE, KEPT_SUBJECT, PIXEL_MEASURE
 from ine.evaluation.matched import Sweep, success_at
 from ine.evaluation.metrics import Estimate, cluster_bootstrap, feature_floor, wilson
@@ -25,7 +26,7 @@ from ine.evaluation.store import Missing
 from ine.judging.detection import scores_of
 from ine.judging.raw import Look, Raw, source_for
 
-WILSON, BOOTSTRAP = "Wilson", "bootstrap over prompts"
+WILSON, BOOTSTRAP, JACKKNIFE = "Wilson", "bootstrap over prompts", "jackknife over prompts"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -57,6 +58,10 @@ class CellScores:
 
     made: tuple[str, ...]
     """What made the pictures, see `ine.evaluation.units.made_by`."""
+
+    alignment: np.ndarray | None = None
+    """100 times the cosine of picture and prompt, and the tokens of the prompt that were not
+    read, (P, 2); None where not asked."""
 
     @property
     def clusters(self):
@@ -108,10 +113,12 @@ class Figure:
     interval: str = BOOTSTRAP
     category: str = ""
     floor: float | None = None
-    """Of a measure of preservation: what unrelated pictures have, which reads 0."""
+    """Of a measure of preservation: what unrelated pictures have, which reads 0. Of a Frechet
+    distance: that between two halves of the undefended pictures."""
 
     raw: float | None = None
-    """Of a measure of preservation: its mean before rescaling."""
+    """Of a measure of preservation: its mean before rescaling. Of a Frechet distance: that
+    between halves, which compares with the floor."""
 
     note: str = ""
 
@@ -208,6 +215,7 @@ def score_cell(plan, cell):
     with_subject = plan.file.grid.metrics.subject and all(i.noun for i in items)
     subject = np.zeros(count, dtype=bool) if with_subject else None
     places, made = [("", 0)] * count, {}
+    alignment = np.zeros((count, 2)) if plan.alignment_name else None
     judge = plan.judge(plan.expansion.sets[cell.prompts].spec.role)
     likeness = {}
     if cell.configuration.is_defended:
@@ -227,6 +235,8 @@ def score_cell(plan, cell):
         if subject is not None:
             labels = [scores_of(_of_subject(look, judge)) for look in raw.looks]
             subject[at] = [shows(s, items[p].noun) for s, p in zip(labels, at, strict=True)]
+        if alignment is not None:
+            alignment[at] = plan.store.numbers(unit.key, plan.alignment_name)
         for name in likeness:
             likeness[name][at] = alike(plan, name, unit.key, before.key)
         for number, place in enumerate(at):
@@ -241,6 +251,7 @@ def score_cell(plan, cell):
         subject=subject,
         units=tuple(places),
         made=tuple(made),
+        alignment=alignment,
     )
 
 
@@ -491,7 +502,7 @@ def _rest(e):
 
 
 def _of_measures(scored, cells, about):
-    clusters = _clusters(cells)
+    plan, clusters = scored.plan, _clusters(cells)
     model = cells[0].cell.configuration.model
     for measure in cells[0].likeness:
         floor = scored.floors[model, about["prompts"], measure]
@@ -507,12 +518,92 @@ def _of_measures(scored, cells, about):
         )
     if cells[0].subject is not None:
         estimate, interval = share_of(_joined(cells, lambda c: c.subject), clusters)
-        judge = scored.plan.judge(about["role"]) or ""
+        judge = plan.judge(about["role"]) or ""
         yield Figure(
             **about, metric=KEPT_SUBJECT, estimate=estimate, interval=interval, judge=judge
         )
+    if cells[0].alignment is not None:
+        yield _clip_score(scored, cells, about)
+    if plan.frechet_features(about["prompts"]) and about["row"].is_defended:
+        yield from _frechet(scored, cells, about)
     calls = _joined(cells, lambda c: c.calls)
     yield Figure(**about, metric="unet-calls", estimate=cluster_bootstrap(calls, clusters))
+
+
+def _clip_score(scored, cells, about):
+    metrics = scored.plan.file.grid.metrics
+    scores, unread = np.concatenate([c.alignment for c in cells]).T
+    note = ""
+    if unread.any():
+        note = (
+            f"{np.count_nonzero(unread)} of {len(unread)} pictures: the prompt is longer than the "
+            f"CLIP reads, by up to {unread.max():.0f} tokens, which have no part in this"
+        )
+    return Figure(
+        **about,
+        metric=metrics.clip_score_name,
+        judge=metrics.clip_score,
+        estimate=cluster_bootstrap(scores, _clusters(cells)),
+        note=note,
+    )
+
+
+def _frechet(scored, cells, about):
+    """Yield the Frechet distance of a row to the undefended pictures of the same seeds."""
+    plan, metrics = scored.plan, scored.plan.file.grid.metrics
+    by_seed = {}
+    for c in cells:
+        by_seed.setdefault(c.cell.seed, []).append(c.cell)
+    plain = [
+        replace(own[0], configuration=own[0].configuration.undefended) for own in by_seed.values()
+    ]
+    clusters = _clusters([scored.cells[cell] for cell in plain])
+    if len(clusters) < 2:
+        return
+    found = moved(
+        _versions(plan, list(by_seed.values())),
+        np.concatenate([_features(plan, cell) for cell in plain]),
+        clusters,
+        metrics.frechet,
+    )
+    halves = f"floor and raw: halves of {found.half} pictures"
+    yield Figure(
+        **about,
+        metric=metrics.frechet_name,
+        judge=metrics.frechet,
+        estimate=found.distance,
+        interval=JACKKNIFE,
+        floor=found.floor,
+        raw=found.halves,
+        note="; ".join(filter(None, (halves if found.half > 1 else "", found.note))),
+    )
+
+
+def _versions(plan, cells):
+    """Yield the features of a row's pictures, (P, F), as often as negatives are pooled in it.
+
+    Each version has one picture per prompt and seed, of the negatives in turn.
+
+    Args:
+        plan: The `Plan`.
+        cells: Per grid seed, the cells of the negatives that have it.
+    """
+    features = [[_features(plan, cell) for cell in own] for own in cells]
+    for first in range(max(map(len, features))):
+        yield np.concatenate(
+            [
+                np.stack([own[(first + place) % len(own)][place] for place in range(len(own[0]))])
+                for own in features
+            ]
+        )
+
+
+def _features(plan, cell):
+    """Return the features of a cell that a Frechet distance compares, (P, F)."""
+    name, found = plan.frechet_features(cell.prompts), {}
+    for unit in plan.units_of[cell]:
+        found |= dict(zip(unit.places, plan.store.numbers(unit.key, name), strict=True))
+    return np.stack([found[place] for place in sorted(found)])
 
 
 def _matched(scored):

@@ -1,6 +1,7 @@
 """CLIP as a judge: zero-shot questions, image features, where its weights are."""
 
 import json
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +54,7 @@ class ClipJudge:
 
     def __init__(self, folder, objects=None, pairs=None):
         """Load a CLIPModel folder; `objects` is {label: text}, `pairs` {label: (with, without)}."""
-        from transformers import CLIPModel, CLIPTokenizer
+        from transformers import CLIPModel
 
         folder = Path(folder)
         self.folder = folder
@@ -66,9 +67,20 @@ class ClipJudge:
         self.mean = given.get("image_mean", [0.48145466, 0.4578275, 0.40821073])
         self.std = given.get("image_std", [0.26862954, 0.26130258, 0.27577711])
         texts = [*self.objects.values(), *(t for pair in self.pairs.values() for t in pair)]
-        # Without words only the picture half is used.
-        self.tokenizer = CLIPTokenizer.from_pretrained(folder) if texts else None
         self.words = self.text_features(texts) if texts else None
+        self.known = {}
+
+    @cached_property
+    def tokenizer(self):
+        """The folder's tokenizer, which only words need."""
+        from transformers import CLIPTokenizer
+
+        return CLIPTokenizer.from_pretrained(self.folder)
+
+    @property
+    def context(self):
+        """Tokens that the text half reads, its begin and end among them."""
+        return self.model.config.text_config.max_position_embeddings
 
     @property
     def settings(self):
@@ -82,16 +94,43 @@ class ClipJudge:
 
     @torch.no_grad()
     def text_features(self, texts):
-        """Return unit features of texts, (K, F)."""
-        length = self.model.config.text_config.max_position_embeddings
+        """Return unit features of texts, (K, F); what is beyond `context` is not read."""
         ids = self.tokenizer(
             list(texts),
             padding="max_length",
             truncation=True,
-            max_length=length,
+            max_length=self.context,
             return_tensors="pt",
         ).input_ids
         return _unit(self.model.get_text_features(input_ids=ids))
+
+    def unread(self, texts):
+        """Return how many tokens of each text are beyond `context`, a list."""
+        found = self.tokenizer(list(texts), verbose=False).input_ids
+        return [max(0, len(ids) - self.context) for ids in found]
+
+    def alignment(self, features, texts):
+        """Return the cosine of each picture and its own text, (B,) float64.
+
+        Args:
+            features: Of `features`, (B, F).
+            texts: One per picture.
+
+        Sources:
+            Hessel et al. 2021 (EMNLP), section 3, without their factor 2.5 and without cutting
+            at 0.
+        """
+        words = np.stack([self._alone(text) for text in texts])
+        return (features.astype(np.float64) * words).sum(axis=1)
+
+    def _alone(self, text):
+        """Return the features of one text, (F,) float64; kept, since grids ask many times.
+
+        Each is computed by itself, so that its last bits do not depend on what else is asked.
+        """
+        if text not in self.known:
+            self.known[text] = self.text_features([text])[0].double().numpy()
+        return self.known[text]
 
     @torch.no_grad()
     def features(self, pictures):
@@ -167,6 +206,24 @@ def clip_words(question, folder=None):
     """
     words = words_of(question)
     return ClipJudge(find_clip(folder or CLIP_L, "clip"), pairs={words[0]: words})
+
+
+def check_both_halves(folder):
+    """Raise unless a folder's CLIP model has a text half and its tokenizer; nothing is loaded.
+
+    Raises:
+        ModelError: It has the picture half alone, or no tokenizer.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        kinds = config.get("architectures") or ["CLIPModel"]
+        whole = config.get("model_type") == "clip" and "CLIPModel" in kinds
+    except (OSError, ValueError, AttributeError) as error:
+        raise ModelError(f"{folder}: config.json cannot be read ({error})") from error
+    if not whole:
+        raise ModelError(f"{folder}: is no CLIPModel with a picture and a text half")
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+        raise ModelError(f"{folder}: has no tokenizer (tokenizer.json, or vocab.json), for prompts")
 
 
 def find_clip(name=CLIP_L, detector="clip-violence", fetch=True):

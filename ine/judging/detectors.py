@@ -17,6 +17,7 @@ from ine.errors import RecipeError, did_you_mean
 from ine.judging.clip import (
     CLIP_L,
     ClipJudge,
+    check_both_halves,
     clip_violence,
     clip_words,
     find_clip,
@@ -224,3 +225,58 @@ def load_detector(name):
         return DETECTORS[name]()
     family, place, words = _spec(name)
     return FAMILIES[family](place, words)
+
+
+# --- CLIP models that are asked nothing: features of pictures and texts
+
+EXTRACTORS = ("mini-judge", "clip", "clip[FOLDER]")
+EXTRACTOR = re.compile(r"clip(?:\[(?P<place>[^\]]+)\])?")
+
+
+def is_bare_clip(name):
+    """Return whether a name is "clip" or "clip[FOLDER]", which is asked no words."""
+    return EXTRACTOR.fullmatch(name) is not None
+
+
+def extractor_place(name):
+    """Return where the CLIP model of "mini-judge", "clip" or "clip[FOLDER]" is, folder or hub id.
+
+    Raises:
+        RecipeError: The name is another one; a detector of that name may exist, but not have
+            features of pictures and texts, or be asked words that would not count.
+    """
+    found = EXTRACTOR.fullmatch(name)
+    if found or name == "mini-judge":
+        return _clip_folder(found["place"] if found else MINI)
+    known = f"known: {', '.join(EXTRACTORS)}"
+    if name.startswith(("clip:", "clip[")) and EXTRACTOR.match(name):
+        bare = EXTRACTOR.match(name)[0]
+        raise RecipeError(f"{name!r} is asked words, which count for nothing here; give {bare!r}")
+    try:
+        if JOIN not in name and name not in DETECTORS:
+            _spec(name)
+    except RecipeError:
+        hint = did_you_mean(name, EXTRACTORS)
+        raise RecipeError(f"{name!r} is no CLIP model{hint}; {known}") from None
+    raise RecipeError(f"detector {name!r} has no features of pictures and texts; {known}")
+
+
+def check_extractor(name):
+    """Raise where the CLIP model of `extractor_place` is not here or not whole; nothing is loaded.
+
+    Raises:
+        RecipeError: The name is another one.
+        MissingDependency: It is not on this machine.
+        ModelError: It has no text half, or no tokenizer.
+    """
+    check_both_halves(find_clip(extractor_place(name), name, fetch=False))
+
+
+def load_extractor(name):
+    """Return the `ClipJudge` of `extractor_place`, which is asked nothing.
+
+    Raises:
+        RecipeError: The name is another one.
+        MissingDependency: It is not on this machine.
+    """
+    return ClipJudge(find_clip(extractor_place(name), name))
