@@ -50,6 +50,25 @@ class SamplerSettings:
         return f"SamplerSettings({', '.join(f'{n}={getattr(self, n)!r}' for n in shown)})"
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Start:
+    """Where denoising begins in the place of pure noise; see `edit_latents`."""
+
+    latents: torch.Tensor
+    """Clean latents, scaled as the U-Net wants them, (B, C, H, W)."""
+
+    strength: float
+    """Share of the steps that are taken, in [0, 1]."""
+
+    def of(self, pictures):
+        """Return the start of some pictures, a list of their numbers."""
+        return replace(self, latents=self.latents[pictures])
+
+    def taken(self, steps):
+        """Return how many of a run's steps are taken; rounded as diffusers' pipelines do."""
+        return min(int(steps * self.strength), steps)
+
+
 @dataclass(frozen=True, kw_only=True)
 class PictureRequest:
     """One picture to make."""
@@ -118,7 +137,7 @@ def alpha_bar_at(scheduler, index, t):
 
 
 @torch.no_grad()
-def sample_latents(parts, prompts, seeds, guidance=None, settings=None, on_step=None):
+def sample_latents(parts, prompts, seeds, guidance=None, settings=None, on_step=None, start=None):
     """Denoise one unit.
 
     Args:
@@ -128,6 +147,7 @@ def sample_latents(parts, prompts, seeds, guidance=None, settings=None, on_step=
         guidance: A `Guidance`; plain classifier-free guidance by default.
         settings: `SamplerSettings`.
         on_step: Called with the `Step` before each prediction.
+        start: A `Start` for all of them; pure noise by default.
 
     Returns:
         (latents (B, C, H, W) scaled as the U-Net wants them, notes, U-Net calls), the last two
@@ -137,7 +157,9 @@ def sample_latents(parts, prompts, seeds, guidance=None, settings=None, on_step=
     guidance = guidance or ClassifierFree()
     attempts = getattr(guidance, "attempts", None)
     if attempts is None:
-        latents, notes, asked, _ = _denoise(parts, prompts, seeds, guidance, settings, on_step)
+        latents, notes, asked, _ = _denoise(
+            parts, prompts, seeds, guidance, settings, on_step, start
+        )
         return latents, notes, asked
     rows = list(range(len(prompts)))
     latents, notes, asked = None, [{"attempts": []} for _ in rows], [0] * len(rows)
@@ -149,6 +171,7 @@ def sample_latents(parts, prompts, seeds, guidance=None, settings=None, on_step=
             attempt,
             settings,
             on_step,
+            start and start.of(rows),
             finish=attempt is attempts[-1],
         )
         if latents is None:
@@ -167,7 +190,53 @@ def sample_latents(parts, prompts, seeds, guidance=None, settings=None, on_step=
     return latents, notes, asked
 
 
-def _denoise(parts, prompts, seeds, guidance, settings, on_step, finish=False):
+def edit_latents(parts, x_0, strength, prompts, seeds, guidance=None, settings=None):
+    """Change pictures towards prompts and keep their layout: SDEdit.
+
+    The clean latents get the noise of the time at which `strength` of the steps are left,
+
+        x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps,
+
+    and are denoised from there, with any guidance and any scheduler. Strength 0 returns them as
+    they are; strength 1 takes all steps, and of x_0 what the first one's abar_t leaves remains.
+
+    Args:
+        parts: The `DiffusionParts` to sample from.
+        x_0: Clean latents, scaled as the U-Net wants them, (B, C, H, W).
+        strength: Share of the steps that are taken, in [0, 1].
+        prompts: B texts.
+        seeds: B seeds of the noise.
+        guidance: A `Guidance`; plain classifier-free guidance by default.
+        settings: `SamplerSettings`; `steps` are those of a whole trajectory.
+
+    Returns:
+        Latents, (B, C, H, W).
+
+    Sources:
+        Meng et al. 2022, algorithm 1; steps are counted as diffusers' image-to-image does.
+    """
+    if not 0 <= strength <= 1:
+        raise ValueError(f"strength {strength}: expected a number in [0, 1]")
+    start = Start(latents=x_0, strength=strength)
+    return sample_latents(parts, prompts, seeds, guidance, settings, start=start)[0]
+
+
+def _begin(scheduler, noise, start, steps):
+    """Return (latents to denoise, number of timesteps left out); `noise` is unit Gaussian."""
+    if start is None:
+        return noise * scheduler.init_noise_sigma, 0
+    latents, taken = start.latents.to(noise), start.taken(steps)
+    if not taken:
+        return latents, len(scheduler.timesteps)
+    first = steps - taken
+    if hasattr(scheduler, "set_begin_index"):
+        # Otherwise they would look for the place of a timestep, of which there may be two.
+        scheduler.set_begin_index(first)
+    times = scheduler.timesteps[first : first + 1].repeat(len(latents))
+    return scheduler.add_noise(latents, noise, times), first
+
+
+def _denoise(parts, prompts, seeds, guidance, settings, on_step, start=None, finish=False):
     """Return (latents, notes, U-Net calls, pictures to be begun anew) of one run of the loop.
 
     Once all pictures are to be begun anew the run is left, unless `finish`: nothing of it is kept.
@@ -178,8 +247,8 @@ def _denoise(parts, prompts, seeds, guidance, settings, on_step, finish=False):
     # Schedulers that add noise draw it as diffusers' pipelines let them, picture by picture.
     draws = "generator" in signature(scheduler.step).parameters
     noise = {"generator": generators} if draws else {}
-    latents = start_noise(parts.latent_shape, seeds, generators).to(device, dtype)
-    latents = latents * scheduler.init_noise_sigma
+    eps = start_noise(parts.latent_shape, seeds, generators).to(device, dtype)
+    latents, first = _begin(scheduler, eps, start, settings.steps)
     scale = settings.guidance_scale
     if parts.scale_input is not None:
         # An LCM is told the scale, and makes in one prediction what guidance makes of two.
@@ -206,7 +275,7 @@ def _denoise(parts, prompts, seeds, guidance, settings, on_step, finish=False):
         reading=settings.reading,
     )
     with guidance.begin(request) as session:
-        for index, t in enumerate(scheduler.timesteps):
+        for index, t in enumerate(scheduler.timesteps[first:], first):
             x_t = scheduler.scale_model_input(latents, t)
             step = Step(
                 index=index,

@@ -80,6 +80,33 @@ class Negative:
 
 
 @dataclass(frozen=True)
+class PerPicture:
+    """A negative text of its own for every picture of a batch, such as what each one showed."""
+
+    texts: tuple[str, ...]
+    """B texts."""
+
+    @property
+    def name(self):
+        """Return what logs call it."""
+        return "; ".join(dict.fromkeys(self.texts))
+
+    def prompt(self):
+        """Return a text that is empty only where there is nothing to steer away from."""
+        return "; ".join(filter(None, dict.fromkeys(self.texts)))
+
+    def candidates(self):
+        """Return the single negatives that a gate may look for: itself."""
+        return (self,)
+
+    def begin(self, prompts: Prompts) -> Slot:
+        """Encode once for a batch of as many prompts."""
+        if len(prompts.texts) != len(self.texts):
+            raise ValueError(f"{len(self.texts)} negatives for {len(prompts.texts)} pictures")
+        return _Joined(prompts.encode(self.texts), len(self.texts))
+
+
+@dataclass(frozen=True)
 class _Joined:
     condition: object
     count: int

@@ -31,7 +31,7 @@ def laid_over(module, steps, keep=True, compare=False):
         OverflowError: A sum leaves the range of the base's dtype, with the tensor's name. A base
             that is not kept is then neither the one model nor the other.
     """
-    made = _copied(module, steps) if keep else module
+    made = shared_copy(module, steps) if keep else module
     state, base, differing = made.state_dict(), module.state_dict(), []
     for name, ordered in steps.items():
         value = composed(base[name], ordered)
@@ -45,8 +45,11 @@ def laid_over(module, steps, keep=True, compare=False):
     return made, differing
 
 
-def _copied(module, names):
-    """Return a frozen copy of a module, of which the named tensors have memory of their own."""
+def shared_copy(module, names=()):
+    """Return a frozen copy of a module, of which the named tensors have memory of their own.
+
+    The others are the module's own, so a copy takes no memory for them.
+    """
     # deepcopy takes what the memo has as copied already.
     memo = {
         id(p): nn.Parameter(p.data if name not in names else torch.empty_like(p), False)
