@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,12 +11,8 @@ import torch
 from ine.errors import IneError, MissingDependency, ModelError, RecipeError
 from ine.evaluation import engine, metrics, score
 from ine.evaluation.engine import aligned, enter_folder, prepare, run
-from ine.evaluation.frechet import (
-    disjoint_halves,
-    frechet_distance,
-    moments,
-    moved,
-)
+from ine.evaluation.expand import Cell, Configuration
+from ine.evaluation.frechet import disjoint_halves, frechet_distance, moments, moved
 from ine.evaluation.grid import load_grid
 from ine.evaluation.grid_diff import APART, PAIRED, diff_runs
 from ine.evaluation.grid_report import grid_report
@@ -105,6 +102,7 @@ def made(world):
     loaded = {}
 
     def loading(name):
+        assert name == "mini-judge"
         return loaded.setdefault(name, mini_judge())
 
     with pytest.MonkeyPatch.context() as patch:
@@ -349,6 +347,19 @@ def test_a_version_has_one_picture_per_prompt_of_the_negatives_in_turn(monkeypat
     monkeypatch.setattr(score, "_features", lambda plan, cell: own[cell])
     found = [v.ravel().tolist() for v in score._versions(None, [["a", "b"], ["c"]])]
     assert found == [[0, 1, 0, 2, 2, 2], [1, 0, 1, 2, 2, 2]]
+
+
+def test_features_stand_in_the_order_of_the_prompts():
+    """Units of a cell group what has one size; clusters are those of the prompts in order."""
+    units = [SimpleNamespace(key="a", places=(0, 3)), SimpleNamespace(key="b", places=(2, 1))]
+    values = {"a": [[0.0], [3.0]], "b": [[2.0], [1.0]]}
+    cell = Cell(configuration=Configuration(model="m"), prompts="safe", seed=0)
+    plan = SimpleNamespace(
+        frechet_features=lambda prompts: "features:x",
+        units_of={cell: units},
+        store=SimpleNamespace(numbers=lambda key, name: np.array(values[key])),
+    )
+    assert score._features(plan, cell).ravel().tolist() == [0, 1, 2, 3]
 
 
 # --------------------------------------------------------------------- prompts
