@@ -9,22 +9,19 @@ subject is not erased with it. x_t is reached by the student itself, from noise,
 """
 
 import copy
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 
 from ine.errors import IneError
-from ine.files import sha256_of, write_bytes
 from ine.models.fingerprint import exact_digest
 from ine.runtime import generator_for
 from ine.sampling import make_scheduler, run_unet
 from ine.text import Condition, encode, join_conditions
+from ine.unlearning.training import Resumable, key_of, train
 
 GROUPS = {
     "x": lambda name: ".attn2." in name,
@@ -107,29 +104,27 @@ def esd(
     if not names:
         raise IneError(f"esd: group {settings.group!r} holds no parameter of this U-Net")
     student = copy.deepcopy(parts.unet)
-    parameters = [student.get_parameter(name).requires_grad_(True) for name in names]
-    optimiser = torch.optim.Adam(parameters, lr=settings.lr)
-    key = _key(parts, texts, settings, seed)
-    first = _resume(state, key, names, parameters, optimiser, force) if state else 0
+    parameters = {name: student.get_parameter(name).requires_grad_(True) for name in names}
     conditions = _Conditions(parts, texts)
-    for iteration in range(first, settings.iterations):
+
+    def loss_of(iteration, part):
         generator = generator_for(seed, "esd", iteration)
-        loss = _loss(parts, student, conditions, settings, generator)
-        if not torch.isfinite(loss):
-            raise IneError(
-                f"esd: the loss is {loss.item()} at iteration {iteration + 1} of "
-                f"{settings.iterations}, the training diverged; use a smaller lr than "
-                f"{settings.lr:g}, or --dtype float32 where it is not"
-            )
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        done = iteration + 1
-        if state and (done % save_every == 0 or done == settings.iterations):
-            _save(state, key, done, names, parameters, optimiser)
-        if on_step:
-            on_step(done, loss.item())
-    return {n: p.detach().clone() for n, p in zip(names, parameters, strict=True)}
+        return _loss(parts, student, conditions, settings, generator)
+
+    train(
+        "esd",
+        parameters,
+        torch.optim.Adam(parameters.values(), lr=settings.lr),
+        loss_of,
+        settings.iterations,
+        lr=settings.lr,
+        key=key_of(
+            exact_digest([parts.unet, *parts.text_encoders]), asdict(texts), asdict(settings), seed
+        ),
+        resumable=Resumable(path=state, every=save_every, force=force),
+        on_step=on_step,
+    )
+    return {name: p.detach().clone() for name, p in parameters.items()}
 
 
 class _Conditions:
@@ -166,57 +161,3 @@ def _loss(parts, student, conditions, settings, generator):
         e_c, e_n = run_unet(parts.unet, pair, t, join_conditions([concept, neutral])).chunk(2)
         target = e_n - settings.negative_guidance * (e_c - e_n)
     return (run_unet(student, x_t, t, concept).float() - target.float()).pow(2).mean()
-
-
-def _key(parts, texts, settings, seed):
-    digest = exact_digest([parts.unet, *parts.text_encoders])
-    pieces = (digest, asdict(texts), asdict(settings), seed)
-    return sha256_of(repr(pieces).encode())[:16]
-
-
-def _save(path, key, done, names, parameters, optimiser):
-    tensors = {}
-    for name, parameter in zip(names, parameters, strict=True):
-        moments = optimiser.state[parameter]
-        tensors[name] = parameter.detach().contiguous()
-        tensors[f"first.{name}"] = moments["exp_avg"].contiguous()
-        tensors[f"second.{name}"] = moments["exp_avg_sq"].contiguous()
-    write_bytes(path, save(tensors, metadata={"state": json.dumps({"key": key, "done": done})}))
-
-
-def _resume(path, key, names, parameters, optimiser, force):
-    """Put a state into parameters and optimiser; return how many iterations it has done."""
-    if not Path(path).exists():
-        return 0
-    try:
-        done, tensors = _read_state(path, key, names)
-    except IneError:
-        if force:
-            return 0
-        raise
-    with torch.no_grad():
-        for name, parameter in zip(names, parameters, strict=True):
-            parameter.copy_(tensors[name])
-            optimiser.state[parameter] = {
-                "step": torch.tensor(float(done)),
-                "exp_avg": tensors[f"first.{name}"].to(parameter.device),
-                "exp_avg_sq": tensors[f"second.{name}"].to(parameter.device),
-            }
-    return done
-
-
-def _read_state(path, key, names):
-    wanted = [f"{kind}{name}" for name in names for kind in ("", "first.", "second.")]
-    try:
-        with safe_open(path, framework="pt") as file:
-            about = json.loads(file.metadata()["state"])
-            if about["key"] != key:
-                raise IneError(
-                    f"{path}: belongs to a run with other settings or weights; give --force to "
-                    "begin anew"
-                )
-            return about["done"], {name: file.get_tensor(name) for name in wanted}
-    except (SafetensorError, OSError, LookupError, TypeError, ValueError, RuntimeError) as error:
-        raise IneError(
-            f"{path}: is not a state of `ine unlearn`; delete it or give --force"
-        ) from error
