@@ -177,6 +177,9 @@ class Erase(Section):
     esd: dict[str, float | int | str] = {}
     """Fields of `ine.unlearning.esd.EsdSettings` that suit the base."""
 
+    duo: dict[str, float | int | str] = {}
+    """Fields of `ine.unlearning.duo.DuoSettings` that suit the base."""
+
 
 class ConceptRecipe(Section):
     """One concept. See the section classes for the fields."""

@@ -19,10 +19,11 @@ log = logging.getLogger("ine")
 )
 @click.option(
     "--method",
-    type=click.Choice(["uce", "esd"]),
+    type=click.Choice(["uce", "esd", "duo"]),
     default="uce",
     show_default=True,
-    help="uce: closed form, seconds. esd: fine-tuning, minutes and more.",
+    help="uce: closed form, seconds. esd: fine-tuning, minutes and more. duo: a LoRA that learns "
+    "to prefer pictures without the concept.",
 )
 @options.model
 @options.out
@@ -48,10 +49,32 @@ log = logging.getLogger("ine")
     type=click.Choice(["x", "x-strict", "u", "all"]),
     help="esd: which parameters are trained.",
 )
-@click.option("--iterations", type=click.IntRange(1), help="esd: optimiser steps.")
-@click.option("--lr", type=click.FloatRange(min=0, min_open=True), help="esd: learning rate.")
-@click.option("--batch", type=click.IntRange(1), help="esd: pictures per step.")
 @click.option("--negative-guidance", type=float, help="esd: eta.")
+@click.option(
+    "--beta",
+    type=click.FloatRange(min=0, min_open=True),
+    help="duo: how closely the base is held to; smaller unlearns more (2000, 1000, 500, 250, 100).",
+)
+@click.option("--pairs", type=click.IntRange(1), help="duo: pairs of pictures to learn from.")
+@click.option(
+    "--pairs-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="duo: where pairs are kept for runs with other settings; otherwise they are removed.",
+)
+@click.option("--rank", type=click.IntRange(1), help="duo: rank of the LoRA.")
+@click.option(
+    "--prior-weight",
+    type=click.FloatRange(min=0),
+    help="duo: weight of staying as it is on pure noise, from beta unless given.",
+)
+@click.option("--iterations", type=click.IntRange(1), help="esd, duo: optimiser steps.")
+@click.option(
+    "--lr",
+    type=click.FloatRange(min=0, min_open=True),
+    help="esd, duo: learning rate, duo's from beta unless given.",
+)
+@click.option("--batch", type=click.IntRange(1), help="esd, duo: pictures or pairs per step.")
 @options.device
 @options.dtype
 @options.dry_run
@@ -72,6 +95,7 @@ def unlearn(
     out = Path(out or f"{recipe.name}-{method}.safetensors")
     check_free(out, force)
     settings = method_settings(method, recipe, given)
+    pairs_dir = settings.pop("pairs_dir", None)
     from ine.unlearning.pairs import erase_texts
     from ine.unlearning.run import check_settings, unlearn_concept
 
@@ -80,10 +104,16 @@ def unlearn(
     if dry_run:
         counts = {what: len(prompts) for what, prompts in asdict(texts).items()}
         plan = {"base": name, "out": str(out), method: resolved, "prompts": counts}
+        if method == "duo":
+            plan |= _plan_of_pairs(recipe)
         click.echo(json.dumps(plan, indent=2))
         return
+    more = {"detector": _detector(recipe), "pairs_dir": pairs_dir} if method == "duo" else {}
     base = choose.load_base(name, source, device, dtype)
-    with bar(resolved.get("iterations", 1), method) as update:
+    with (
+        bar(resolved.get("pairs", 0), "pairs", quiet=method != "duo") as found,
+        bar(resolved.get("iterations", 1), method) as update,
+    ):
         summary = unlearn_concept(
             base,
             recipe,
@@ -93,18 +123,53 @@ def unlearn(
             seed=seed,
             force=force,
             on_step=lambda step, loss: update(step, loss=f"{loss:.4f}"),
+            on_pairs=lambda count, wanted, made: found(count, pictures=made),
+            **more,
         )
     if as_json:
         click.echo(json.dumps(summary, indent=2))
         return
+    if method == "duo":
+        click.echo(
+            f"pairs: {summary['pairs']}, found with {summary['pictures']} pictures and "
+            f"{summary['edits']} edits"
+        )
     click.echo(f"wrote {out}: {summary['tensors']} tensors changed by {method}")
     on = f" --model {model}" if model else ""
     click.echo(f"go on: ine invert --concept {concept}{on} --unet {out}")
 
 
+def _detector(recipe):
+    """Return the detector that looks for the concept; before the base, which may be a download."""
+    from ine.judging.detectors import load_detector
+    from ine.judging.rules import find_rule
+
+    return load_detector(find_rule(recipe.pictures.rule).detector)
+
+
+def _plan_of_pairs(recipe):
+    """Return what a dry run says about the making of pairs."""
+    from ine.errors import IneError
+    from ine.judging.detectors import check_detector
+    from ine.judging.rules import find_rule
+    from ine.unlearning.duo_pairs import pair_prompts
+
+    rule = find_rule(recipe.pictures.rule)
+    try:
+        check_detector(rule.detector)
+        here = f"{rule.detector!r} is on this machine"
+    except IneError as error:
+        here = str(error)
+    return {"pairs": {"prompts": len(pair_prompts(recipe)), "rule": rule.name, "detector": here}}
+
+
 METHOD_OPTIONS = {
     "uce": ("erase_scale", "preserve_scale", "ridge", "variant"),
     "esd": ("group", "iterations", "lr", "batch", "negative_guidance"),
+    "duo": (
+        *("beta", "pairs", "pairs_dir", "rank", "prior_weight"),
+        *("iterations", "lr", "batch"),
+    ),
 }
 
 
@@ -112,7 +177,7 @@ def method_settings(method, recipe, given):
     """Return the settings that a method is to use: recipe, then options over it.
 
     Raises:
-        click.UsageError: An option of the other method was given.
+        click.UsageError: An option of another method was given.
     """
     wrong = [k for k, v in given.items() if v is not None and k not in METHOD_OPTIONS[method]]
     if wrong:
