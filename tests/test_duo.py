@@ -132,6 +132,8 @@ def test_what_depends_on_beta_is_as_the_authors_have_it():
     for beta, lr, weight in ((100, 3e-4, 1e6), (500, 6e-5, 5e6), (2000, 1.5e-5, 2e7)):
         settings = DuoSettings(beta=beta).resolved()
         assert (settings.lr, settings.prior_weight) == pytest.approx((lr, weight))
+    other = DuoSettings(beta=200, base_lr=1e-3, base_prior=10.0).resolved()
+    assert (other.lr, other.prior_weight) == pytest.approx((5e-4, 20.0))
     given = DuoSettings(beta=100, lr=1.0, prior_weight=0.0).resolved()
     assert (given.lr, given.prior_weight) == (1.0, 0.0)
     assert replace(DuoSettings(), beta=100).resolved().lr == pytest.approx(3e-4)

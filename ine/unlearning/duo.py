@@ -57,11 +57,18 @@ class DuoSettings:
     accumulation: Count = 1
     """Forward passes per optimiser step; with batch 1 and 4 of them memory holds one pair."""
 
+    base_lr: Positive = 3e-4
+    """Learning rate at beta 100; it falls as beta grows."""
+
+    base_prior: Weight = 1e6
+    """lambda at beta 100; it grows with beta. Where a small model cannot keep its output on pure
+    noise and change elsewhere, this drowns the preference, and a smaller one is needed."""
+
     lr: Positive | None = None
-    """By default 3e-4 * 100 / beta."""
+    """By default base_lr * 100 / beta."""
 
     prior_weight: Weight | None = None
-    """lambda; by default 1e6 * beta / 100."""
+    """lambda; by default base_prior * beta / 100."""
 
     t_max: Annotated[int, Field(ge=1, le=1000)] = 750
     """Timesteps are drawn below this; above it no picture has a layout yet."""
@@ -79,8 +86,9 @@ class DuoSettings:
 
     def resolved(self):
         """Return the settings with what depends on beta filled in."""
-        lr = 3e-4 * 100 / self.beta if self.lr is None else self.lr
-        weight = 1e6 * self.beta / 100 if self.prior_weight is None else self.prior_weight
+        lr = self.base_lr * 100 / self.beta if self.lr is None else self.lr
+        weight = self.base_prior * self.beta / 100
+        weight = weight if self.prior_weight is None else self.prior_weight
         return replace(self, lr=lr, prior_weight=weight)
 
 
