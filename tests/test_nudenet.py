@@ -1,8 +1,7 @@
 """NudeNet's boxes, channels and floors.
 
-No picture that ships in an installed wheel makes NudeNet fire, so its published behaviour is
-checked on made network outputs, which its own post-processing and ours both read, and on drawn
-pictures with the floors lowered until candidates come out.
+Made network outputs, which its own post-processing and ours both read, and drawn pictures with
+the floors lowered until candidates come out. Real pictures are in test_nudenet_pictures.py.
 """
 
 import numpy as np
