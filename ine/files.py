@@ -49,8 +49,14 @@ def atomic_path(path):
 
 
 def _output_error(path, error):
-    what = "the disk is full" if error.errno == errno.ENOSPC else (error.strerror or str(error))
+    what = why_refused(error)
     return OutputError(f"{path}: cannot be written ({what}); choose another --out or free space")
+
+
+def why_refused(error):
+    """Return in words why the operating system refused, from its `OSError`."""
+    full = error.errno == errno.ENOSPC
+    return "the disk is full" if full else error.strerror or str(error)
 
 
 def is_lfs_pointer(start):

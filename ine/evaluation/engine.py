@@ -30,7 +30,7 @@ from ine.evaluation.units import (
     model_digest,
     plan_units,
 )
-from ine.files import sha256_of, write_json, write_text
+from ine.files import sha256_of, why_refused, write_json, write_text
 from ine.guidance.calibrate import check_calibrated
 from ine.guidance.protocol import Prompts
 from ine.guidance.rewind import Rewind
@@ -468,11 +468,12 @@ def enter_folder(plan, force=False):
         "store": "" if plan.store.folder == plan.folder else str(plan.store.folder.resolve()),
         "ine": __version__,
     }
-    if path.exists() and not force:
+    there = _text_of(path)
+    if there is not None and not force:
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            found = json.loads(there)
             before, work = found["grid"], found["work"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise OutputError(f"{path}: is not of ine; choose another --out") from error
         if before != file.grid.name:
             raise OutputError(
@@ -487,9 +488,22 @@ def enter_folder(plan, force=False):
             )
     elif plan.folder.exists() and not plan.folder.is_dir():
         raise OutputError(f"{plan.folder}: is not a folder; choose another --out")
-    if not path.exists() or path.read_text(encoding="utf-8") != _json(head):
+    if there != _json(head):
         write_text(plan.folder / SOURCE, file.text)
         write_text(path, _json(head))
+
+
+def _text_of(path):
+    """Return the text of a file, None where there is none, "" where it is no text."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError:
+        return ""
+    except OSError as error:
+        what = why_refused(error)
+        raise OutputError(f"{path}: cannot be read ({what}); choose another --out") from error
 
 
 def _json(value):

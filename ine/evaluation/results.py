@@ -5,9 +5,10 @@ import io
 import json
 import math
 from collections import Counter
+from contextlib import ExitStack
 
 from ine.evaluation.report import Table, decimal
-from ine.files import atomic_path, write_json, write_text
+from ine.files import atomic_path
 from ine.runtime import library_versions
 
 FIGURES, CSV, CHOSEN, PICTURES, ABOUT = (
@@ -162,19 +163,30 @@ def write_results(scored):
     """
     folder = scored.plan.folder
     records = [figure_record(scored, figure) for figure in scored.figures]
-    _write_lines(folder / FIGURES, records)
-    _write_lines(folder / PICTURES, picture_records(scored))
     text = io.StringIO()
     table = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     table.writeheader()
     table.writerows(records)
-    write_text(folder / CSV, text.getvalue())
-    write_json(folder / CHOSEN, [choice_record(choice) for choice in scored.choices])
-    write_json(folder / ABOUT, about(scored))
+    # All are written before the first is renamed, `about.json` at last: where the disk is full,
+    # those that were there stay, and are not a mixture of two runs.
+    with ExitStack() as all_of_them:
+
+        def part(name):
+            return all_of_them.enter_context(atomic_path(folder / name))
+
+        part(ABOUT).write_bytes(_json(about(scored)))
+        part(CHOSEN).write_bytes(_json([choice_record(choice) for choice in scored.choices]))
+        part(CSV).write_bytes(text.getvalue().encode())
+        _write_lines(part(PICTURES), picture_records(scored))
+        _write_lines(part(FIGURES), records)
+
+
+def _json(value):
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def _write_lines(path, records):
-    with atomic_path(path) as part, part.open("w", encoding="utf-8") as file:
+    with path.open("w", encoding="utf-8") as file:
         for record in records:
             file.write(json.dumps(record, ensure_ascii=False, separators=(",", ":")) + "\n")
 

@@ -13,6 +13,7 @@ Shape letters: B pictures of a unit, H W pixels.
 
 import io
 import json
+import os
 import zipfile
 import zlib
 from contextlib import contextmanager, suppress
@@ -23,7 +24,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from ine.errors import OutputError, PicturesError
-from ine.files import sha256_of, write_bytes
+from ine.files import sha256_of, why_refused, write_bytes
 from ine.judging.detection import from_json, to_json
 from ine.pictures import png_bytes, png_picture
 
@@ -69,7 +70,8 @@ class Store:
 
     def has_unit(self, key):
         """Return whether a unit's file is there; see `sound`."""
-        return self.unit_path(key).is_file()
+        # Unlike Path.is_file, which raises where one may not look.
+        return os.path.isfile(self.unit_path(key))
 
     def sound(self, key):
         """Return whether a unit is there and whole, as far as its table of contents tells."""
@@ -136,10 +138,19 @@ class Store:
             return np.stack([png_picture(archive.read(name)) for name in chosen])
 
     def forget(self, key):
-        """Remove a unit that turned out broken, with all its readings."""
+        """Remove a unit that turned out broken, with all its readings.
+
+        Raises:
+            OutputError: A file cannot be removed.
+        """
         for path in (self.unit_path(key), *self._readings(key).glob(f"{key}-*")):
-            with suppress(OSError):
+            try:
                 path.unlink(missing_ok=True)
+            except OSError as error:
+                raise OutputError(
+                    f"{path}: cannot be removed ({why_refused(error)}), and what it belongs to is "
+                    "broken; remove it, or choose another --out or --store"
+                ) from error
 
     # --- readings
 
@@ -226,7 +237,7 @@ class Store:
                 return
         except OSError as error:
             raise OutputError(
-                f"{path}: cannot be locked ({error.strerror or error}); choose another --out, or a "
+                f"{path}: cannot be locked ({why_refused(error)}); choose another --out, or a "
                 "--store on a file system with locks"
             ) from error
         try:
