@@ -20,6 +20,10 @@ ROUNDS = 3
 """How often pictures are made again that somebody removes between making and scoring."""
 
 
+FOLDER = click.Path(path_type=Path, readable=False)
+"""Whether it can be read and written turns out when it is, with advice."""
+
+
 class Shard(click.ParamType):
     """One part of several, "i/n" with 0 <= i < n."""
 
@@ -39,13 +43,13 @@ class Shard(click.ParamType):
 @click.argument("grid", metavar="GRID.yaml")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=FOLDER,
     metavar="DIR",
     help="Run folder; several processes may share it. Default ine-evaluate/NAME, after the grid.",
 )
 @click.option(
     "--store",
-    type=click.Path(path_type=Path),
+    type=FOLDER,
     metavar="DIR",
     help="Folder for pictures that several grids share; without it the run folder.",
 )

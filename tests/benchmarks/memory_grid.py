@@ -6,8 +6,9 @@
 A grid on `mini` at few steps is run, scored and reported in this process. Memory of its own
 (RssAnon of /proc/self/status) and the most that was ever resident (VmHWM) are read every 250
 pictures, and the most while scoring. Then part of it, 1,000 pictures, is scored by another rule,
-and evaluations of the U-Net are counted. Bars: no more than 32 MB of growth from picture 500 to
-the last, 256 MB for scoring and report, 5 s and no evaluation for scoring again. The exit code is
+and evaluations of the U-Net are counted. Bars: no more than 16 MB of growth of its own memory from
+picture 500 to the last and 64 MB of the most resident (a peak, and files that are mapped), 256 MB
+for scoring and report, 5 s and no evaluation for scoring again. The exit code is
 1 where one is not kept. Linux only.
 """
 
@@ -147,7 +148,7 @@ def main():
         total, made = max(watch.seen), len(calls)
         say(f"{total} pictures, {made} evaluations in batches: from picture {WARM} to the last own "
             f"memory grew by {own:.1f} MB, the most resident by {most:.1f} MB")  # fmt: skip
-        if max(own, most) > 32 or not made:
+        if own > 16 or most > 64 or not made:
             bad.append("memory grows with the pictures")
         before = memory("VmRSS")[0]
         times, peak = scored(plan, folder)
