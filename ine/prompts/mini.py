@@ -52,7 +52,7 @@ def named_set(name, *, category=None, where=(), unique=False, limit=None):
             f"prompt set {name!s}: is unknown{did_you_mean(name, known)}; there are "
             f"{', '.join(known)}"
         )
-    recipe = load_recipe(list_recipes()[concept])
+    recipe = _recipe(concept)
     categories = _categories()
     rows = []
     for number, (template, nouns) in enumerate(_pairs_of(concept)[short]):
@@ -90,6 +90,11 @@ def _world():
 
 
 @cache
+def _recipe(concept):
+    return load_recipe(list_recipes()[concept])
+
+
+@cache
 def _categories():
     """Return {noun or synonym: category} of the world."""
     return {
@@ -102,7 +107,7 @@ def _categories():
 @cache
 def _pairs_of(concept):
     """Return {set: its (template, nouns) in order} of a concept."""
-    recipe = load_recipe(list_recipes()[concept])
+    recipe = _recipe(concept)
     nouns = recipe.prompt_nouns
     sets = {
         name.replace("_", "-"): _crossed(templates, nouns)
