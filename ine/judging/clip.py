@@ -247,6 +247,6 @@ def _no_clip(name, detector, reason):
     return MissingDependency(
         f"detector {detector!r} needs the CLIP model {name}, which is not on this machine "
         f"({reason}). Get it once with network access: `hf download {name} {files}`{size}. "
-        "It is the detector of the recipe's rule, not the base model, so --model does not help; "
-        "another one is chosen with --set pictures.rule=RULE"
+        "It judges pictures and is not the base model, so --model does not help; another rule or "
+        "detector is named in a grid's rules and metrics, elsewhere with --set pictures.rule=RULE"
     )
