@@ -54,8 +54,10 @@ def reattend(rewritten, original, s):
 
 def low(features):
     """Return the low-frequency Fourier coefficients, (P, C, 2 REACH, 2 REACH) complex."""
-    # float32: no half-precision transform for every size, and none for bfloat16.
-    spectrum = torch.fft.fftshift(torch.fft.fft2(features.float()), dim=(-2, -1))
+    if features.dtype != torch.float64:
+        # float32: no half-precision transform for every size, and none for bfloat16.
+        features = features.float()
+    spectrum = torch.fft.fftshift(torch.fft.fft2(features), dim=(-2, -1))
     row, column = features.shape[-2] // 2, features.shape[-1] // 2
     return spectrum[..., row - REACH : row + REACH, column - REACH : column + REACH]
 
