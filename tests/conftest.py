@@ -25,6 +25,16 @@ if importlib.util.find_spec("torchvision"):
     )
 
 
+LONG = ("test_story.py", "test_demo.py", "test_mini.py", "test_families.py", "test_evaluate.py")
+"""Files of few tests that take long: begun last, one worker would still run them while the other
+has nothing left to do."""
+
+
+def pytest_collection_modifyitems(items):
+    """Put the long files first; see `addopts`, by which workers keep this order."""
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+
+
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory):
     """Folder of a diffusers pipeline: real classes, random weights, no download."""

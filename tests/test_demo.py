@@ -16,7 +16,10 @@ from ine.recipe import load_recipe
 from ine.sampling import SamplerSettings
 
 TINY = (
-    "pictures.count=16",
+    "pictures.count=8",
+    "pictures.batch=8",
+    "pictures.steps=8",
+    "tuning.steps=4",
     "inversion.steps=2",
     "inversion.preview_every=2",
     "inversion.preview_pictures=2",
@@ -53,6 +56,7 @@ def test_the_demo_unlearns_inverts_generates_judges_and_reports(tiny, tmp_path, 
     assert (again, same.rows) == (path, table.rows)
 
 
+@pytest.mark.slow
 def test_the_full_study_has_every_control(tiny, tmp_path):
     told = []
     path = full.run_full(

@@ -375,7 +375,7 @@ def pictures():
 def test_inversion_learns_and_resumes(kind, parts_of_kind, pictures, tmp_path, monkeypatch):
     parts = parts_of_kind[kind]
     monkeypatch.setattr("ine.inversion.invert.SAVE_EVERY", 5)
-    spec = Inversion(vectors=2, steps=40, batch=3, lr=0.05, preview_every=100)
+    spec = Inversion(vectors=2, steps=24, batch=3, lr=0.05, preview_every=100)
     state = tmp_path / "state.safetensors"
 
     class Killed(Exception):
@@ -400,7 +400,7 @@ def test_inversion_learns_and_resumes(kind, parts_of_kind, pictures, tmp_path, m
                     *(parts, pictures, spec, vectors, "fire-neg", (), schedule),
                     torch.Generator().manual_seed(seed),
                 ).item()
-                for seed in range(30)
+                for seed in range(15)
             )
 
     assert loss(made.vectors) < loss(start_vectors(parts, spec, 0))

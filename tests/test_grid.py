@@ -200,7 +200,7 @@ def test_in_the_full_grid_every_negative_meets_every_seed_once():
         row = (c.model, c.guidance, c.strength, groups[c.negative], cell.prompts)
         met.setdefault(row, []).append(cell.seed)
     assert {tuple(sorted(seeds)) for seeds in met.values()} == {(0, 1, 2)}
-    assert {(row[1], row[3]) for row in met} == {("none", "none")} | {
+    assert {(row[1], row[3]) for row in met} == {("none", "none"), ("additive-strong", "words")} | {
         (guidance, negative)
         for guidance in ("cfg", "additive", "sld", "safree", "gated")
         for negative in ("words", "embedding", "both", "oracle")

@@ -231,6 +231,16 @@ def test_the_first_paragraph_says_the_test_figures_of_what_tuning_chose(made_up)
     assert "additive at 3" in report.lead
 
 
+def test_an_oracle_is_no_defence_that_did_best(made_up):
+    run = read_run(made_up)
+    best = best_of_tuning(run, "tiny").negative
+    negatives = tuple(
+        n.model_copy(update={"oracle": True}) if n.name == best else n for n in run.grid.negatives
+    )
+    told = replace(run, grid=run.grid.model_copy(update={"negatives": negatives}))
+    assert best_of_tuning(told, "tiny").negative not in (best, "none")
+
+
 def test_choices_that_keep_too_little_are_marked(copy):
     edit(copy, "chosen.json", lambda rows: rows[0].update(reached=False))
     data = report_figures(grid_report(read_run(copy)))

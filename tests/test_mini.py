@@ -16,7 +16,7 @@ from ine.recipe import load_recipe
 from ine.sampling import SamplerSettings
 
 ATTRIBUTES = ("fire", "snow", "flowers")
-SAMPLER = SamplerSettings(scheduler="ddim", steps=20, guidance_scale=5.0, batch=16)
+SAMPLER = SamplerSettings(scheduler="ddim", steps=12, guidance_scale=5.0, batch=16)
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ from ine.sampling import SamplerSettings, sample_latents
 from ine.unlearning.run import unlearn_concept
 
 ATTRIBUTES = ("fire", "snow", "flowers")
-SAMPLER = SamplerSettings(scheduler="ddim", steps=20, guidance_scale=5.0, batch=16)
+SAMPLER = SamplerSettings(scheduler="ddim", steps=12, guidance_scale=5.0, batch=16)
 
 
 @pytest.fixture(scope="module")
@@ -54,10 +54,10 @@ def embedding():
     return read_embedding(shipped("embeddings") / "mini-fire-uce" / "fire-neg.safetensors")
 
 
-def look(parts, recipe, judge, name, count, guidance=None):
+def look(parts, recipe, judge, name, count, guidance=None, sampler=SAMPLER):
     cases = cases_of(recipe, name, count, recipe.prompt_nouns, seed=9)
     pictures = in_units(
-        parts, [c.prompt for c in cases], [c.seed for c in cases], guidance, SAMPLER
+        parts, [c.prompt for c in cases], [c.seed for c in cases], guidance, sampler
     )
     scores = judge(pictures)
     fire = np.mean([s["fire"] >= 0.5 for s in scores])
@@ -73,11 +73,11 @@ def test_the_eraser_forgets_the_words_and_keeps_the_rest(unlearned, recipe, judg
 
 
 def test_the_embedding_defends_and_random_vectors_do_not(unlearned, recipe, judge, embedding):
-    undefended, _ = look(unlearned, recipe, judge, "implying_tuning", 64)
+    undefended, _ = look(unlearned, recipe, judge, "implying_tuning", 48)
     guided = Additive(Negative("", (embedding,)), recipe.strength)
-    defended, subject = look(unlearned, recipe, judge, "implying_tuning", 64, guided)
+    defended, subject = look(unlearned, recipe, judge, "implying_tuning", 48, guided)
     chance = Additive(Negative("", (random_like(embedding),)), recipe.strength)
-    random, _ = look(unlearned, recipe, judge, "implying_tuning", 64, chance)
+    random, _ = look(unlearned, recipe, judge, "implying_tuning", 48, chance)
     assert undefended >= 0.2, "nothing is left to defend against"
     assert defended <= undefended / 2
     assert random >= undefended * 0.6
@@ -99,8 +99,8 @@ def test_plain_guidance_with_the_embedding_beats_plain_guidance_with_words(
 ):
     words = ClassifierFree(Negative(recipe.words.negative_text()))
     ours = ClassifierFree(Negative("", (embedding,)))
-    by_words, _ = look(unlearned, recipe, judge, "implying_tuning", 64, words)
-    by_ours, _ = look(unlearned, recipe, judge, "implying_tuning", 64, ours)
+    by_words, _ = look(unlearned, recipe, judge, "implying_tuning", 48, words)
+    by_ours, _ = look(unlearned, recipe, judge, "implying_tuning", 48, ours)
     assert by_ours < by_words
 
 
@@ -109,24 +109,25 @@ def test_what_is_recognised_and_begun_anew_loses_the_fire_and_the_rest_is_left_a
 ):
     negative, queries = Negative("", (embedding,)), (0.5,)
     rule, chooser = find_rule(recipe.pictures.rule), load_detector("mini-judge")
+    sampler = replace(SAMPLER, steps=20)  # of fewer, half a run shows too little
     probes, taught = teach_probes(
-        unlearned, recipe, (embedding,), SAMPLER, queries, rule, chooser, count=80, folder=tmp_path
+        unlearned, recipe, (embedding,), sampler, queries, rule, chooser, count=80, folder=tmp_path
     )
     assert taught["shown-fire-neg"]["kept"] >= 40
     gate = Recognition(0.0, probes, queries, "fire")
     prompts = benign_prompts(recipe, 39, 77)
     scores = gate_scores(
-        sample_latents, unlearned, prompts, list(range(39)), negative, gate, SAMPLER
+        sample_latents, unlearned, prompts, list(range(39)), negative, gate, sampler
     )
     gate = replace(gate, threshold=threshold_for(scores, 0.1))
     rewind = Rewind(Gated(Additive(negative, 5.0), Window(0.0, 0.6)), gate)
-    undefended, _ = look(unlearned, recipe, judge, "implying_tuning", 32)
-    defended, _ = look(unlearned, recipe, judge, "implying_tuning", 32, rewind)
+    undefended, _ = look(unlearned, recipe, judge, "implying_tuning", 32, sampler=sampler)
+    defended, _ = look(unlearned, recipe, judge, "implying_tuning", 32, rewind, sampler)
     assert undefended >= 0.2, "nothing is left to defend against"
     assert defended <= undefended / 3
     cases = cases_of(recipe, "benign", 24, recipe.prompt_nouns, seed=9)
     texts, seeds = [c.prompt for c in cases], [c.seed for c in cases]
-    plain, same = (in_units(unlearned, texts, seeds, g, SAMPLER) for g in (None, rewind))
+    plain, same = (in_units(unlearned, texts, seeds, g, sampler) for g in (None, rewind))
     assert np.mean([np.array_equal(a, b) for a, b in zip(plain, same, strict=True)]) >= 0.75
 
 

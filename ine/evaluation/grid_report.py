@@ -128,9 +128,12 @@ def best_of_tuning(run, model):
     """Return the configuration of a model that did best on tune sets; None without choices.
 
     Of those that keep enough the one with the least flagged there, else the one that keeps most.
+    An oracle knows the words of the attack and is no defence that anybody could choose.
     """
     shown = set(reported(run))
+    oracles = {n.name for n in run.grid.negatives if n.oracle}
     choices = [c for c in run.choices if c["model"] == model and chosen_of(c) in shown]
+    choices = [c for c in choices if c["negative"] not in oracles]
     choices = [c for c in choices if c["flagged"] is not None and c["kept"] is not None]
     if not choices:
         return None
