@@ -10,6 +10,7 @@ from inspect import signature
 import numpy as np
 import torch
 
+from ine.embedding import ConceptEmbedding
 from ine.errors import IneError, did_you_mean
 from ine.guidance.cfg import ClassifierFree
 from ine.guidance.protocol import Prompts, Step
@@ -75,6 +76,8 @@ class PictureRequest:
 
     prompt: str
     seed: int = 0
+    embeddings: tuple[ConceptEmbedding, ...] = ()
+    """What the triggers in the prompt stand for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +140,9 @@ def alpha_bar_at(scheduler, index, t):
 
 
 @torch.no_grad()
-def sample_latents(parts, prompts, seeds, guidance=None, settings=None, on_step=None, start=None):
+def sample_latents(
+    parts, prompts, seeds, guidance=None, settings=None, on_step=None, start=None, vectors=None
+):
     """Denoise one unit.
 
     Args:
@@ -148,6 +153,7 @@ def sample_latents(parts, prompts, seeds, guidance=None, settings=None, on_step=
         settings: `SamplerSettings`.
         on_step: Called with the `Step` before each prediction.
         start: A `Start` for all of them; pure noise by default.
+        vectors: {trigger: vectors per text encoder} of the learned words in the prompts.
 
     Returns:
         (latents (B, C, H, W) scaled as the U-Net wants them, notes, U-Net calls), the last two
@@ -158,7 +164,7 @@ def sample_latents(parts, prompts, seeds, guidance=None, settings=None, on_step=
     attempts = getattr(guidance, "attempts", None)
     if attempts is None:
         latents, notes, asked, _ = _denoise(
-            parts, prompts, seeds, guidance, settings, on_step, start
+            parts, prompts, seeds, guidance, settings, on_step, start, vectors
         )
         return latents, notes, asked
     rows = list(range(len(prompts)))
@@ -172,6 +178,7 @@ def sample_latents(parts, prompts, seeds, guidance=None, settings=None, on_step=
             settings,
             on_step,
             start and start.of(rows),
+            vectors,
             finish=attempt is attempts[-1],
         )
         if latents is None:
@@ -236,7 +243,9 @@ def _begin(scheduler, noise, start, steps):
     return scheduler.add_noise(latents, noise, times), first
 
 
-def _denoise(parts, prompts, seeds, guidance, settings, on_step, start=None, finish=False):
+def _denoise(
+    parts, prompts, seeds, guidance, settings, on_step, start=None, vectors=None, finish=False
+):
     """Return (latents, notes, U-Net calls, pictures to be begun anew) of one run of the loop.
 
     Once all pictures are to be begun anew the run is left, unless `finish`: nothing of it is kept.
@@ -258,21 +267,17 @@ def _denoise(parts, prompts, seeds, guidance, settings, on_step, start=None, fin
     x_t = t = None
 
     def ask(wanted):
-        rows = [list(w.pictures) if w.pictures is not None else None for w in wanted]
-        inputs = [x_t if r is None else x_t[r] for r in rows]
-        conditions = [w.condition.repeat(len(x)) for w, x in zip(wanted, inputs, strict=True)]
-        counts = [len(x) for x in inputs]
-        for row in rows:
-            for i in range(len(asked)) if row is None else row:
+        for wish in wanted:
+            for i in range(len(asked)) if wish.pictures is None else wish.pictures:
                 asked[i] += 1
-        outputs = run_unet(parts.unet, torch.cat(inputs), t, join_conditions(conditions))
-        return dict(zip([w.name for w in wanted], outputs.split(counts), strict=True))
+        return answer(parts.unet, x_t, t, wanted)
 
     request = Prompts(
         parts=parts,
         texts=tuple(prompts),
         scale=scale,
         reading=settings.reading,
+        vectors=vectors or {},
     )
     with guidance.begin(request) as session:
         for index, t in enumerate(scheduler.timesteps[first:], first):
@@ -294,6 +299,22 @@ def _denoise(parts, prompts, seeds, guidance, settings, on_step, start=None, fin
                 break
         notes = session.notes()
     return latents, notes, asked, again
+
+
+def answer(unet, x_t, t, wanted):
+    """Return the U-Net's outputs for all that is wanted of a step, by name, in one call.
+
+    Args:
+        unet: The U-Net.
+        x_t: Latents of the batch as the U-Net sees them, (B, C, H, W).
+        t: The timestep, a scalar.
+        wanted: `Wanted`s.
+    """
+    inputs = [x_t if w.pictures is None else x_t[list(w.pictures)] for w in wanted]
+    conditions = [w.condition.repeat(len(x)) for w, x in zip(wanted, inputs, strict=True)]
+    outputs = run_unet(unet, torch.cat(inputs), t, join_conditions(conditions))
+    counts = [len(x) for x in inputs]
+    return dict(zip([w.name for w in wanted], outputs.split(counts), strict=True))
 
 
 def run_unet(unet, x_t, t, condition):
@@ -322,6 +343,13 @@ def decode_latents(parts, latents):
     return pixels.round().permute(0, 2, 3, 1).byte().cpu().numpy()
 
 
+def sample_requests(parts, requests, guidance, settings):
+    """Denoise one unit of `PictureRequest`s; what is returned is that of `sample_latents`."""
+    vectors = {e.trigger: e.vectors for r in requests for e in r.embeddings}
+    prompts, seeds = [r.prompt for r in requests], [r.seed for r in requests]
+    return sample_latents(parts, prompts, seeds, guidance, settings, vectors=vectors)
+
+
 def generate(
     parts,
     requests: Sequence[PictureRequest],
@@ -343,9 +371,7 @@ def generate(
         if skip(first):
             continue
         unit = tuple(requests[first : first + settings.batch])
-        latents, notes, calls = sample_latents(
-            parts, [r.prompt for r in unit], [r.seed for r in unit], guidance, settings
-        )
+        latents, notes, calls = sample_requests(parts, unit, guidance, settings)
         yield Unit(
             first=first,
             requests=unit,

@@ -1,10 +1,13 @@
 """What a grid says, how it expands, and what is refused before anything runs."""
 
+import textwrap
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
+from ine.embedding import new_embedding, write_embedding
 from ine.errors import IneError, PromptError, RecipeError
 from ine.evaluation import units
 from ine.evaluation.engine import prepare
@@ -23,7 +26,13 @@ from ine.guidance.cfg import ClassifierFree
 from ine.guidance.gates import Gated, Window
 from ine.guidance.negative import Matched, Negative
 from ine.guidance.sld import SafeLatent
-from ine.sampling import PictureRequest, SamplerSettings, generate
+from ine.sampling import (
+    PictureRequest,
+    SamplerSettings,
+    decode_latents,
+    generate,
+    sample_latents,
+)
 from ine.text import Reading
 
 ROOT = Path(__file__).parent.parent
@@ -319,17 +328,69 @@ def test_a_short_unit_is_padded_and_equals_its_pictures_in_a_full_one(tiny_parts
     [unit] = plan_units(
         Configuration(model="m"), None, [item("a", 0), item("b", 1)], sampler, Facts()
     )
-    shapes, real = [], units.sample_latents
+    shapes, real = [], units.sample_requests
 
-    def watched(parts, prompts, seeds, *args):
-        shapes.append((prompts, seeds))
-        return real(parts, prompts, seeds, *args)
+    def watched(parts, requests, *args):
+        shapes.append([(r.prompt, r.seed) for r in requests])
+        return real(parts, requests, *args)
 
-    monkeypatch.setattr(units, "sample_latents", watched)
+    monkeypatch.setattr(units, "sample_requests", watched)
     pictures, notes, calls = make_unit(tiny_parts, None, unit)
-    assert shapes == [(["a", "b", "a"], [0, 1, 0])]
+    assert shapes == [[("a", 0), ("b", 1), ("a", 0)]]
     assert len(pictures) == len(notes) == len(calls) == 2
     assert (pictures == full.pictures[:2]).all()
+
+
+@pytest.fixture
+def learned_set(tmp_path):
+    """The name of an embedding file, and a grid whose prompts hold its trigger."""
+    embedding = new_embedding(
+        torch.randn(2, 32, generator=torch.Generator().manual_seed(0)), "zz", "fire"
+    )
+    write_embedding(embedding, tmp_path / "zz.safetensors")
+
+    def grid(prompts):
+        text = f"""
+            kind: grid
+            version: 1
+            name: learned
+            concept: fire
+            models: [{{name: base}}]
+            prompts:
+              - {{name: p, prompts: [{prompts}], role: test, expects: harmful,
+                 embeddings: zz.safetensors}}
+            """
+        path = tmp_path / "learned.yaml"
+        path.write_text(textwrap.dedent(text))
+        return load_grid(path)
+
+    return embedding, grid
+
+
+def test_a_prompt_set_may_hold_learned_words(tiny_parts, learned_set):
+    embedding, grid = learned_set
+    first, second = expand(grid("a zz dog, a dog")).sets["p"].items(0)
+    assert [e.digest for e in first.request.embeddings] == [embedding.digest]
+    assert second.request.embeddings == ()
+    sampler = SamplerSettings(steps=2, batch=1)
+    plain = replace(first.request, embeddings=())
+    keys = {unit_key("m", None, sampler, (r,)) for r in (first.request, plain)}
+    assert len(keys) == 2
+    [unit] = plan_units(Configuration(model="m"), None, [first], sampler, Facts())
+    pictures, _, _ = make_unit(tiny_parts, None, unit)
+    [spelled] = generate(tiny_parts, [plain], None, sampler)
+    given = {"zz": embedding.vectors}
+    latents, *_ = sample_latents(
+        tiny_parts, ["a zz dog"], [first.seed], None, sampler, vectors=given
+    )
+    assert (pictures == decode_latents(tiny_parts, latents)).all()
+    assert (pictures != spelled.pictures).any()
+
+
+def test_learned_words_that_no_prompt_holds_are_a_mistake(learned_set):
+    _, grid = learned_set
+    with pytest.raises(PromptError, match="trigger 'zz' of its embeddings stands in none"):
+        expand(grid("a dog"))
 
 
 def test_pictures_of_another_size(tiny_parts):

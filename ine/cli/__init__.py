@@ -49,6 +49,8 @@ COMMANDS = {
         "calibrate",
         "Set a gate's threshold from benign prompts.",
     ),
+    "attack": ("ine.cli.attack", "attack", "Make adversarial prompts, to measure a defence by."),
+    "audit": ("ine.cli.audit", "audit", "Attack your own defence, add what was found, repeat."),
     "demo": ("ine.cli.demo", "demo", "Tell the whole story on the bundled model, with a report."),
     "judge": ("ine.cli.judge", "judge", "Score pictures by named rules, and check the judge."),
     "embedding": ("ine.cli.embedding", "embedding", "Look into, check and convert embeddings."),

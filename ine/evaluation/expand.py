@@ -21,6 +21,7 @@ from ine.prompts.finding import find_prompt_set
 from ine.prompts.rows import PromptRow, PromptSet
 from ine.runtime import seed_for
 from ine.sampling import PictureRequest
+from ine.text import trigger_pattern
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,10 +47,13 @@ class Item:
     size: tuple[int | None, int | None] = (None, None)
     """Width and height of the row in pixels, likewise."""
 
+    embeddings: tuple = field(default=(), compare=False)
+    """What the triggers in the prompt stand for."""
+
     @cached_property
     def request(self):
         """What is sampled; one value for all cells that want it."""
-        return PictureRequest(prompt=self.prompt, seed=self.seed)
+        return PictureRequest(prompt=self.prompt, seed=self.seed, embeddings=self.embeddings)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +109,9 @@ class SetOfPrompts:
     limit: int | None = None
     """Pictures per cell, of `--limit`."""
 
+    embeddings: tuple = field(default=(), hash=False, compare=False)
+    """What the triggers in its prompts stand for."""
+
     items_of: Mapping = field(default_factory=dict, hash=False, compare=False)
     """{grid seed: its items}."""
 
@@ -113,8 +120,13 @@ class SetOfPrompts:
         if seed not in self.items_of:
             rows, spec = self.found.rows, self.spec
             items = [_item(row, k, seed, spec) for k in range(spec.images) for row in rows]
-            self.items_of[seed] = tuple(items[: self.limit])
+            items = [replace(i, embeddings=self._learned(i.prompt)) for i in items[: self.limit]]
+            self.items_of[seed] = tuple(items)
         return self.items_of[seed]
+
+    def _learned(self, prompt):
+        """Return the embeddings whose triggers stand in a prompt."""
+        return tuple(e for e in self.embeddings if trigger_pattern([e.trigger]).search(prompt))
 
     @property
     def count(self):
@@ -223,17 +235,13 @@ def expand(file, *, only=(), limit=None, lenient=False):
     # What no cell needs is not looked for: a part of a grid runs where another part cannot.
     prompts = {cell.prompts for cell in cells}
     models = {cell.configuration.model for cell in cells}
-    sets = {
-        spec.name: SetOfPrompts(
-            spec=spec,
-            found=tried(
-                f"{file.at('prompts', n)}prompts {spec.name!r}", lambda s=spec: _read_set(file, s)
-            ),
-            limit=limit,
-        )
-        for n, spec in enumerate(grid.prompts)
-        if spec.name in prompts
-    }
+    sets = {}
+    for number, spec in enumerate(grid.prompts):
+        if spec.name in prompts:
+            at = f"{file.at('prompts', number)}prompts {spec.name!r}"
+            found = tried(at, lambda s=spec: _read_set(file, s))
+            learned = tried(at, lambda s=spec, f=found: _learned_words(file, s, f)) or ()
+            sets[spec.name] = SetOfPrompts(spec=spec, found=found, limit=limit, embeddings=learned)
     unets = {
         model.name: tried(
             f"{file.at('models', n)}model {model.name!r}", lambda m=model: _unet(file, m)
@@ -311,6 +319,18 @@ def _read_set(file, spec):
     if not found.rows:
         raise PromptError("is empty")
     return found
+
+
+def _learned_words(file, spec, found):
+    """Return the embeddings of a prompt set, each of which stands in one of its prompts."""
+    learned = tuple(read_embedding(file.place(name)) for name in spec.embeddings)
+    for embedding in learned:
+        pattern = trigger_pattern([embedding.trigger])
+        if found and not any(pattern.search(row.prompt) for row in found.rows):
+            raise PromptError(
+                f"the trigger {embedding.trigger!r} of its embeddings stands in none of its prompts"
+            )
+    return learned
 
 
 def _unet(file, model):

@@ -164,6 +164,9 @@ class GridPrompts(Section):
     use_rows: bool = False
     """Take seed, guidance scale and size of a row where it has them."""
 
+    embeddings: OneOrMore = ()
+    """Files of embeddings whose triggers stand in the prompts: the attack by embedding."""
+
 
 class GridSampler(Section):
     """How pictures are made; what is not given is what suits the model."""

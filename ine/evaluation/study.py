@@ -83,7 +83,19 @@ def cases_of(recipe, name, count, nouns, seed=0):
     )
 
 
-def run_cell(parts, guidance, cases, sampler, judge, reporter, *, cache=None, key="", shown=16):
+def run_cell(
+    parts,
+    guidance,
+    cases,
+    sampler,
+    judge,
+    reporter,
+    *,
+    cache=None,
+    key="",
+    shown=16,
+    embeddings=(),
+):
     """Make and judge the pictures of a cell, or read them back from `cache`.
 
     Args:
@@ -96,12 +108,15 @@ def run_cell(parts, guidance, cases, sampler, judge, reporter, *, cache=None, ke
         cache: A `.npz` file.
         key: All that decides the pixels besides cases and sampler.
         shown: How many pictures to keep for the report.
+        embeddings: What the triggers in the prompts stand for.
     """
-    full_key = sha256_of(key.encode(), repr(cases).encode(), repr(sampler).encode())
+    learned = "".join(e.digest for e in embeddings)
+    full_key = sha256_of((key + learned).encode(), repr(cases).encode(), repr(sampler).encode())
     found = _read_cell(cache, full_key, cases) if cache else None
     if found is not None:
         return found
-    requests = [PictureRequest(prompt=c.prompt, seed=c.seed) for c in cases]
+    learned = tuple(embeddings)
+    requests = [PictureRequest(prompt=c.prompt, seed=c.seed, embeddings=learned) for c in cases]
     units = list(generate(parts, requests, guidance, sampler))
     pictures = np.concatenate([unit.pictures for unit in units])
     features = judge.features(pictures)

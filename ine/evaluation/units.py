@@ -21,7 +21,7 @@ from ine.guidance.sld import SafeLatent
 from ine.guidance.table import describe
 from ine.models.fingerprint import exact_digest
 from ine.runtime import library_versions
-from ine.sampling import PictureRequest, SamplerSettings, decode_latents, sample_latents
+from ine.sampling import PictureRequest, SamplerSettings, decode_latents, sample_requests
 
 PICTURE_VERSION = 1
 """Raised when the same key would stand for other pixels."""
@@ -79,10 +79,16 @@ def unit_key(digest, guidance, sampler, requests, size=(None, None)):
         "model": digest,
         "guidance": describe(guidance),
         "sampler": repr(sampler),
-        "requests": [[r.prompt, r.seed] for r in requests],
+        "requests": [_named(request) for request in requests],
         "size": list(size),
     }
     return sha256_of(json.dumps(about, sort_keys=True).encode())
+
+
+def _named(request):
+    """Return what names a request in a key; without embeddings as it was before there were any."""
+    learned = [[e.trigger, e.digest] for e in request.embeddings]
+    return [request.prompt, request.seed, *([learned] if learned else [])]
 
 
 def plan_units(configuration, guidance, items, sampler, facts):
@@ -123,9 +129,7 @@ def make_unit(parts, guidance, unit):
     parts = parts.of_size(*unit.size)
     count, batch = len(unit.requests), unit.sampler.batch
     padded = [unit.requests[i % count] for i in range(batch)]
-    latents, notes, calls = sample_latents(
-        parts, [r.prompt for r in padded], [r.seed for r in padded], guidance, unit.sampler
-    )
+    latents, notes, calls = sample_requests(parts, padded, guidance, unit.sampler)
     return decode_latents(parts, latents)[:count], notes[:count], calls[:count]
 
 

@@ -232,7 +232,7 @@ class _Matching:
                 cosine(torch.stack([told[number, i] for i in asking]) - empty, towards)
                 for number in range(len(self.names))
             ]
-            for i, row in zip(asking, torch.stack(fits, dim=1), strict=True):
+            for i, row in zip(asking, torch.stack(fits, dim=1).detach(), strict=True):
                 best = int(row.argmax())
                 if best != self.chosen[i]:
                     self.chosen[i] = best

@@ -9,7 +9,7 @@ Shape letters: B pictures, C latent channels, H W latent size.
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -100,6 +100,10 @@ class Prompts:
     reading: Reading = LITERAL
     """How prompts and negatives are read: weights, layer of the text encoder."""
 
+    vectors: Mapping[str, tuple[torch.Tensor, ...]] = field(default_factory=dict)
+    """{trigger: vectors per text encoder} of the learned words in the prompts; a negative brings
+    its own."""
+
     def encode(self, texts, vectors=None):
         """Return the condition of texts; see `ine.text.encode`."""
         return encode(self.parts, list(texts), vectors, self.reading)
@@ -110,7 +114,7 @@ class Prompts:
 
     def positive(self):
         """Return the condition of the prompts, B rows."""
-        return self.encode(self.texts)
+        return self.encode(self.texts, self.vectors)
 
     def empty(self):
         """Return the condition of no text, B rows."""

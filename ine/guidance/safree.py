@@ -112,7 +112,7 @@ def project(states, concept, prompt):
 def change(states, projected):
     """Return beta = 1 - mean cosine of states with what they became, both (n, D); in [0, 2]."""
     cosines = torch.nn.functional.cosine_similarity(states.double(), projected.double(), dim=-1)
-    return float(1 - cosines.mean()) if len(cosines) else 0.0
+    return 1 - cosines.mean().item() if len(cosines) else 0.0
 
 
 def last_step(beta, k, t, up_t):
@@ -271,7 +271,7 @@ def rewrite(parts, text, states, concept, alpha, vectors=None):
     )
 
 
-def rewrite_all(parts, texts, states, concept, alpha):
+def rewrite_all(parts, texts, states, concept, alpha, vectors=None):
     """Return the `Rewrite` of every prompt; the same prompt is looked at once.
 
     One encoder call per prompt, so that what is found does not depend on its neighbours.
@@ -279,7 +279,7 @@ def rewrite_all(parts, texts, states, concept, alpha):
     known: dict[str, Rewrite] = {}
     for text, rows in zip(texts, states, strict=True):
         if text not in known:
-            known[text] = rewrite(parts, text, rows, concept, alpha)
+            known[text] = rewrite(parts, text, rows, concept, alpha, vectors)
     return [known[text] for text in texts]
 
 
@@ -397,12 +397,15 @@ class Safree:
             IneError: A prompt or the negative has weights, or a layer is skipped.
         """
         self._check_reading(prompts)
+        positive = prompts.positive()
         with torch.no_grad():
             concept = self.concept(prompts.parts)
-            positive = prompts.positive()
-            rewrites = rewrite_all(
-                prompts.parts, prompts.words(), positive.states, concept, self.alpha
-            )
+        # Gradients reach learned words in the prompts through their states; which tokens are
+        # triggers, and what is projected off, is as if it were constant.
+        rewrites = rewrite_all(
+            *(prompts.parts, prompts.words(), positive.states, concept, self.alpha),
+            vectors=prompts.vectors,
+        )
         yield _Session(
             guidance=self,
             unet=prompts.parts.unet,

@@ -193,6 +193,7 @@ def invert(
     state: Path | None = None,
     key: str = "",
     on_step: Callable[[Progress], None] | None = None,
+    loss_of: Callable | None = None,
 ):
     """Learn vectors that make the U-Net of `parts` reproduce the pictures.
 
@@ -207,6 +208,7 @@ def invert(
         state: File to resume from and to save to.
         key: What the run depends on; a state with another key is refused.
         on_step: Called after every step.
+        loss_of: What is minimised, called as `batch_loss` is, which it is by default.
 
     Returns:
         Inversion: byte-equal for the same inputs, however often it was interrupted.
@@ -214,6 +216,7 @@ def invert(
     Raises:
         IneError: The state belongs to another run, or the loss is not finite.
     """
+    loss_of = loss_of or batch_loss
     schedule = make_scheduler("ddim", parts.scheduler_config, 50)
     alpha_bar = schedule.alphas_cumprod
     vectors = [v.requires_grad_(True) for v in start_vectors(parts, spec, seed)]
@@ -236,7 +239,7 @@ def invert(
             total = 0.0
             for part in range(spec.accumulation):
                 generator = generator_for(seed, "step", step, part)
-                loss = batch_loss(
+                loss = loss_of(
                     parts, pictures, spec, vectors, trigger, plural, alpha_bar, generator
                 )
                 (loss / spec.accumulation).backward()

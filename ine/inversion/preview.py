@@ -1,13 +1,12 @@
 """Previews: what the vectors of a moment do, as a prompt and as a negative."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ine.embedding import new_embedding
 from ine.guidance.cfg import ClassifierFree
 from ine.guidance.negative import Negative
-from ine.guidance.protocol import Prompts
 from ine.inversion.concept import share_with
 from ine.inversion.invert import Preview
 from ine.recipe import pairs
@@ -25,19 +24,8 @@ class WithVectors:
 
     def begin(self, prompts):
         """Begin plain guidance with the vectors in the prompts."""
-        given = {f.name: getattr(prompts, f.name) for f in fields(Prompts)}
-        spliced = _Spliced(**given, vectors={self.trigger: self.vectors})
-        return ClassifierFree(self.negative).begin(spliced)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Spliced(Prompts):
-    """Prompts whose positive condition knows the trigger."""
-
-    vectors: dict
-
-    def positive(self):
-        return self.encode(self.texts, self.vectors)
+        learned = replace(prompts, vectors={self.trigger: self.vectors})
+        return ClassifierFree(self.negative).begin(learned)
 
 
 def choose(options, count, *seed):
@@ -46,20 +34,25 @@ def choose(options, count, *seed):
     return [options[order[i % len(order)]] for i in range(count)]
 
 
+def reviving_prompts(recipe, trigger, count, seed):
+    """Return `count` pairs (prompt with a trigger, noun), captions and nouns spread evenly."""
+    spec = recipe.inversion
+    named = bool(spec.named_templates) and any(recipe.pictures.nouns)
+    templates = spec.named_templates if named else spec.templates
+    nouns = recipe.pictures.nouns if named else ("",)
+    found = []
+    for template, noun in choose(pairs(templates, nouns), count, seed, "recovery"):
+        text = template.replace("{noun}", "{}").replace("{v}", "\0")
+        found.append((recipe.fill(text, noun).replace("\0", trigger), noun))
+    return found
+
+
 def revive(parts, recipe, vectors, trigger, count, settings, seed, negative=None):
     """Return pictures of the vectors as the prompt, (count, H, W, 3) uint8.
 
     For measuring whether inversion works; an embedding of a real harm used so revives it.
     """
-    spec = recipe.inversion
-    named = bool(spec.named_templates) and any(recipe.pictures.nouns)
-    templates = spec.named_templates if named else spec.templates
-    nouns = recipe.pictures.nouns if named else ("",)
-    chosen = choose(pairs(templates, nouns), count, seed, "recovery")
-    prompts = []
-    for template, noun in chosen:
-        text = template.replace("{noun}", "{}").replace("{v}", "\0")
-        prompts.append(recipe.fill(text, noun).replace("\0", trigger))
+    prompts = [text for text, _ in reviving_prompts(recipe, trigger, count, seed)]
     guidance = WithVectors(trigger, tuple(vectors), negative or Negative())
     seeds = [seed_for(seed, "recovery", i) for i in range(count)]
     return in_units(parts, prompts, seeds, guidance, settings)

@@ -163,11 +163,7 @@ def prepare(base, unlearned, recipe, options, targets, detector=None, on_picture
     if options.purge:
         check_ours(options.folder)
     rule = find_rule(recipe.pictures.rule)
-    key = sha256_of(
-        recipe.pictures.model_dump_json().encode(),
-        exact_digest([base.unet, base.vae, *base.text_encoders]).encode(),
-        repr((options.seed, folder_key(options.images), options.skip_bad)).encode(),
-    )[:16]
+    key = picture_key(base, recipe, options)
     detector = detector or load_detector(rule.detector)
     if options.force:
         drop_others(
@@ -213,6 +209,15 @@ def run_inversion(base, unlearned, recipe, options, detector=None, on_pictures=N
     summary = run.summary(options.out, embedding, result)
     run.finish(summary)
     return embedding, result, summary
+
+
+def picture_key(base, recipe, options):
+    """Return what concept pictures depend on, 16 hex digits."""
+    return sha256_of(
+        recipe.pictures.model_dump_json().encode(),
+        exact_digest([base.unet, base.vae, *base.text_encoders]).encode(),
+        repr((options.seed, folder_key(options.images), options.skip_bad)).encode(),
+    )[:16]
 
 
 def folder_key(folder):
