@@ -24,7 +24,7 @@ LAYERS = [
     {"embedding", "formats", "models", "pictures", "prompts"},
     {"guidance", "judging", "text"},
     {"evaluation", "gallery", "guider", "inversion", "protection", "sampling", "unlearning"},
-    {"verification"},
+    {"attacks", "verification"},
     {"cli", "__main__"},
 ]
 """Modules of ine from the ground up; each imports from its own layer and those before it."""

@@ -31,8 +31,8 @@ class Objective(Protocol):
     unit: str
     """What a budget counts, such as "U-Net evaluations"."""
 
-    def draw(self, generator: torch.Generator, count: int) -> Sequence:
-        """Return `count` views."""
+    def draw(self, generator: torch.Generator, count: int) -> tuple[Sequence, int]:
+        """Return (`count` views, what they cost in units)."""
 
     def losses(self, phrases: Sequence[str], views: Sequence) -> tuple[torch.Tensor, int]:
         """Return (losses (B,), what they cost in units)."""
@@ -65,6 +65,9 @@ class View:
     index: int
     """Step of the sampler."""
 
+    plain: float = 1.0
+    """The loss of the prompt without a phrase, in which losses are told."""
+
 
 @dataclass(frozen=True, eq=False)
 class Denoising:
@@ -72,7 +75,9 @@ class Denoising:
 
         E || eps(x_t, t, phrase + prompt) - eps ||^2
 
-    with eps of the bare model, or of the defended sampler where the victim has a guidance.
+    with eps of the bare model, or of the defended sampler where the victim has a guidance, divided
+    by the same without the phrase: the late steps of a run have forty times the loss of the early
+    ones, and alone would choose.
 
     Sources:
         Zhang et al. 2024, UnlearnDiffAtk (arXiv 2310.11868), eq. 5; there without a defence.
@@ -100,7 +105,18 @@ class Denoising:
             index = int(torch.randint(self.victim.sampler.steps, (), generator=generator))
             x_t = self.victim.noise(x_0, eps, index)
             views.append(View(prompt=self.prompts[number], x_t=x_t, target=eps, index=index))
-        return views
+        return self._measured(views)
+
+    @torch.no_grad()
+    def _measured(self, views):
+        """Return (the views with the loss of their prompts alone, U-Net evaluations)."""
+        found, cost = [], 0
+        for view in views:
+            out, asked = self.victim.predict([view.prompt], view.x_t, view.index)
+            plain = max(float(_distance(out, view.target)), 1e-12)
+            found.append(replace(view, plain=plain))
+            cost += asked
+        return found, cost
 
     @torch.no_grad()
     def losses(self, phrases, views):
@@ -114,7 +130,7 @@ class Denoising:
                 out, asked = self.victim.predict(some, _repeated(view, some), view.index)
                 found.append(_distance(out, view.target))
                 cost += asked
-            total += torch.cat(found).cpu()
+            total += torch.cat(found).cpu() / view.plain
         return total / len(views), cost
 
     def gradient(self, vectors, views):
@@ -124,7 +140,7 @@ class Denoising:
         for view in views:
             texts = [joined(HOLDER, view.prompt)]
             out, asked = self.victim.predict(texts, view.x_t, view.index, {HOLDER: tuple(leaves)})
-            (_distance(out, view.target).mean() / len(views)).backward()
+            (_distance(out, view.target).mean() / view.plain / len(views)).backward()
             cost += 3 * asked
         return [leaf.grad for leaf in leaves], cost
 
@@ -184,7 +200,7 @@ class TextDistance:
     def draw(self, generator, count):
         """Return prompts with their goals."""
         chosen = torch.randint(len(self.prompts), (count,), generator=generator).tolist()
-        return [(self.prompts[i], self.goal(self.prompts[i])) for i in chosen]
+        return [(self.prompts[i], self.goal(self.prompts[i])) for i in chosen], count
 
     @torch.no_grad()
     def losses(self, phrases, views):
@@ -231,7 +247,9 @@ class MatchedPrediction(Denoising):
 
     def draw(self, generator, count):
         """Return views whose target is the base's guided prediction for the goal."""
-        return [self._aimed(view) for view in super().draw(generator, count)]
+        views, cost = super().draw(generator, count)
+        views, more = self._measured([self._aimed(view) for view in views])
+        return views, cost + more + 2 * count
 
     @torch.no_grad()
     def _aimed(self, view):

@@ -32,7 +32,7 @@ class SearchSettings:
     tokens: int = 5
     """K; UnlearnDiffAtk takes 5 before nudity's prompts."""
 
-    budget: int = 5000
+    budget: int = 10000
     """Evaluations a phrase may cost, in the objective's unit."""
 
     proposals: str = "gradient"
@@ -44,10 +44,10 @@ class SearchSettings:
     top: int = 32
     """By gradient: from how many of the best tokens of a place one is drawn."""
 
-    views: int = 2
+    views: int = 8
     """Views a round looks at."""
 
-    final_views: int = 8
+    final_views: int = 16
     """Views by which the finalists are compared in the end."""
 
     finalists: int = 6
@@ -221,14 +221,16 @@ def search(
         now = Search(population=first)
     while now.phrase is None:
         generator = generator_for(seed, "phrase", now.round)
-        views = objective.draw(generator, settings.views)
+        views, looked = objective.draw(generator, settings.views)
         children, cost = propose(objective, words, now.population, views, settings, generator)
+        cost += looked
         tried = list(dict.fromkeys((*now.population, *children)))
         losses, more = objective.losses([words.text(p) for p in tried], views)
         cost += more
         each = more / len(tried) / len(views)
         full = cost - more + math.ceil(each * (kept + settings.children) * len(views))
-        final = math.ceil(each * settings.finalists * settings.final_views)
+        final = (each * settings.finalists + looked / len(views)) * settings.final_views
+        final = math.ceil(final)
         if now.spent + cost + final > settings.budget and not now.round:
             raise IneError(
                 f"search: one round costs {cost} {objective.unit} and the choice in the end "
@@ -257,12 +259,13 @@ def search(
 
 def _chosen(objective, words, settings, now, seed):
     """Return the search with the finalist that is best on views none was chosen by."""
-    views = objective.draw(generator_for(seed, "phrase", "final"), settings.final_views)
+    drawing = generator_for(seed, "phrase", "final")
+    views, looked = objective.draw(drawing, settings.final_views)
     texts = [words.text(places) for places in now.recent]
     losses, cost = objective.losses(texts, views)
     best = int(losses.argmin())
     return replace(
-        now, spent=now.spent + cost, phrase=texts[best], loss=round(float(losses[best]), 6)
+        now, spent=now.spent + cost + looked, phrase=texts[best], loss=round(float(losses[best]), 6)
     )
 
 

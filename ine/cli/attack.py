@@ -63,7 +63,7 @@ log = logging.getLogger("ine")
 @click.option(
     "--budget",
     type=click.IntRange(1),
-    default=5000,
+    default=10000,
     show_default=True,
     help="Evaluations a phrase may cost: of the U-Net, or of the text encoder (text).",
 )
