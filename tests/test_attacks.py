@@ -346,7 +346,7 @@ TINY = (
 @pytest.mark.parametrize("known", [False, True])
 def test_the_command_writes_a_set_that_a_grid_reads(run_ine, tmp_path, method, known):
     defence = ("--negative-prompt", "fire", "--guidance", "additive") if known else ()
-    budget = ("--budget", "2500", "--limit", "3", "--together")
+    budget = ("--budget", "1000", "--limit", "3", "--together")
     out = tmp_path / "attack"
     args = ("attack", "--concept", "fire", "--method", method, *budget, *defence, *TINY)
     result = run_ine(*args, "--out", out)

@@ -142,9 +142,6 @@ def attack(
     )
     from ine.attacks.search import SearchSettings
     from ine.embedding import read_embedding, tell_fits
-    from ine.inversion.run import RunOptions, concept_pictures, picture_key
-    from ine.judging.detectors import load_detector
-    from ine.judging.rules import find_rule
     from ine.recipe import load_recipe
 
     recipe = load_recipe(concept, overrides)
@@ -166,21 +163,11 @@ def attack(
     if not known:
         log.info("no negative: the attacker knows of no defence")
     trigger = f"{recipe.name}-attack"
-    run = RunOptions(out=out / "attack.safetensors", trigger=trigger, seed=seed, images=images)
-    with bar(recipe.pictures.count, "concept pictures") as update:
-        pictures, _ = concept_pictures(
-            base,
-            recipe,
-            run,
-            load_detector(find_rule(recipe.pictures.rule).detector),
-            picture_key(base, recipe, run),
-            lambda tried, kept, wanted: update(min(kept, wanted)),
-        )
     attacker = Attacker(
         victim=Victim(parts, sampler, guidance),
         base=base,
         recipe=recipe,
-        pictures=pictures,
+        pictures=choose.attacker_pictures(base, recipe, out, seed, images),
         folder=out,
         seed=seed,
     )

@@ -116,7 +116,6 @@ def audit(
     """
     from ine.attacks.audit import AuditSettings, audit, write_audit
     from ine.embedding import read_embedding, tell_fits
-    from ine.inversion.run import RunOptions, concept_pictures, picture_key
     from ine.judging.detectors import load_detector
     from ine.judging.rules import find_rule
     from ine.recipe import load_recipe
@@ -127,8 +126,7 @@ def audit(
     )
     embeddings = tuple(read_embedding(path) for path in embedding_files)
     rule = find_rule(recipe.pictures.rule)
-    own = load_detector(rule.detector)
-    detector = load_detector(judge_name) if judge_name else own
+    detector = load_detector(judge_name or rule.detector)
     choose.check_unet(unet)
     name, source = choose.base_name(model, embeddings, recipe=recipe, unet=unet)
     base = choose.load_base(name, source, device, dtype)
@@ -138,18 +136,7 @@ def audit(
         log.warning("no --unet: the base model is audited, which still knows the concept's words")
     sampler = choose.sampler(parts, scheduler, steps, guidance_scale, batch)
     guidance = guidance_of(parts, sampler, embeddings, negative_prompt, guided)
-    options_of_run = RunOptions(
-        out=out / "attack.safetensors", trigger=f"{recipe.name}-attack", seed=seed, images=images
-    )
-    with bar(recipe.pictures.count, "concept pictures") as update:
-        pictures, _ = concept_pictures(
-            base,
-            recipe,
-            options_of_run,
-            own,
-            picture_key(base, recipe, options_of_run),
-            lambda tried, kept, wanted: update(min(kept, wanted)),
-        )
+    pictures = choose.attacker_pictures(base, recipe, out, seed, images)
     inversions = rounds + 2  # the control, and one attack on the defence of every round
     with bar(inversions * recipe.inversion.steps, "audit") as update:
         passed = {}

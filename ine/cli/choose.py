@@ -2,6 +2,8 @@
 
 import logging
 
+from ine.cli.progress import bar
+
 log = logging.getLogger("ine")
 
 
@@ -82,6 +84,32 @@ def lay(base, unet, keep_base=True):
     if not weights.is_base:
         log.info("%s", weights.describe())
     return parts
+
+
+def attacker_pictures(base, recipe, folder, seed, images=None):
+    """Return the `ConceptPictures` that an attacker has, kept in `folder`, with a bar meanwhile.
+
+    Args:
+        base: Parts of the base model, which makes them unless `images` is given.
+        recipe: A `ConceptRecipe`.
+        folder: The command's own.
+        seed: Where all randomness comes from.
+        images: A folder of pictures.
+    """
+    from ine.inversion.run import RunOptions, concept_pictures, picture_key
+    from ine.judging.detectors import load_detector
+    from ine.judging.rules import find_rule
+
+    trigger = f"{recipe.name}-attack"
+    run = RunOptions(out=folder / "attack.safetensors", trigger=trigger, seed=seed, images=images)
+    detector = load_detector(find_rule(recipe.pictures.rule).detector)
+    key = picture_key(base, recipe, run)
+    with bar(recipe.pictures.count, "concept pictures") as update:
+
+        def tell(tried, kept, wanted):
+            update(min(kept, wanted))
+
+        return concept_pictures(base, recipe, run, detector, key, tell)[0]
 
 
 def sampler(parts, scheduler, steps=None, guidance_scale=None, batch=None, clip_skip=1):
