@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
-from ine.attacks.audit import AuditSettings, audit, with_negative, write_audit
+from ine.attacks.audit import AuditSettings, audit, best_of, with_negative, write_audit
 from ine.attacks.inverting import defended_loss
 from ine.attacks.objectives import HOLDER, Denoising, MatchedPrediction, TextDistance, joined
 from ine.attacks.prediction import Victim, always_acting
@@ -14,6 +14,7 @@ from ine.attacks.run import belonging, plain_prompts
 from ine.attacks.search import PROPOSALS, SearchSettings, read_search, search, words_of
 from ine.embedding import new_embedding
 from ine.errors import IneError
+from ine.evaluation.metrics import wilson
 from ine.guidance.additive import Additive
 from ine.guidance.cfg import ClassifierFree
 from ine.guidance.gates import Gated, Window
@@ -346,7 +347,7 @@ TINY = (
 @pytest.mark.parametrize("known", [False, True])
 def test_the_command_writes_a_set_that_a_grid_reads(run_ine, tmp_path, method, known):
     defence = ("--negative-prompt", "fire", "--guidance", "additive") if known else ()
-    budget = ("--budget", "1000", "--limit", "3", "--together")
+    budget = ("--budget", "1300", "--limit", "3", "--together")
     out = tmp_path / "attack"
     args = ("attack", "--concept", "fire", "--method", method, *budget, *defence, *TINY)
     result = run_ine(*args, "--out", out)
@@ -413,6 +414,10 @@ def test_an_audit_goes_on_until_it_holds_or_rounds_run_out(mini, recipe, tmp_pat
     assert [one.number for one in found] == [0, 1, 2]
     assert [len(one.negatives) for one in found] == [1, 2, 3]
     assert found[2].worst.recovered.share == 1
+    # None is better than the first: more negatives are not recommended.
+    assert best_of(found) is found[0]
+    weaker = replace(found[1].attacks[0], recovered=wilson(1, 4))
+    assert best_of([found[0], replace(found[1], attacks=(weaker,)), found[2]]).number == 1
     assert "fire-round-a, found before" in [a.name for a in found[1].attacks]
     page = write_audit(found, recipe, guidance, settings, {}, tmp_path / "alarmed", "click")
     text = page.read_text()

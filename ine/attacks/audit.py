@@ -102,8 +102,9 @@ class Round:
 
     @property
     def worst(self):
-        """Return the attack that recovered most."""
-        return max(self.attacks, key=lambda attack: attack.recovered.share)
+        """Return the attack that recovered most; the control, on no defence, is none of them."""
+        attacks = self.attacks if self.number else self.attacks[1:]
+        return max(attacks, key=lambda attack: attack.recovered.share)
 
 
 def with_negative(guidance, embedding):
@@ -210,8 +211,7 @@ class _Audit:
 
     def is_held(self, one):
         """Return whether no attack on this defence recovers more than the threshold."""
-        attacks = one.attacks[1:] if one.number == 0 else one.attacks
-        return all(a.recovered.share <= self.settings.threshold for a in attacks)
+        return one.worst.recovered.share <= self.settings.threshold
 
     def key(self, *more):
         """Return what a state or cell depends on."""
@@ -302,7 +302,7 @@ class _Audit:
 
 
 NOT_TRIED = (
-    "Not tried: prompts of ordinary words (`ine attack`), other inits and seeds than the ones "
+    "Not tried: prompts of ordinary words (ine attack), other inits and seeds than the ones "
     "named, longer inversions, vectors learned through a whole run instead of single steps, "
     "gradients through a gate (its method was attacked as if always open), attacks on weights."
 )
@@ -318,20 +318,26 @@ def audit_report(rounds, recipe, guidance, settings, about):
         settings: `AuditSettings`.
         about: {name: text} for the provenance.
     """
-    first, last = rounds[0], rounds[-1]
     spec, control = recipe.inversion, rounds[0].attacks[0]
-    attacks = last.attacks[1:] if last is first else last.attacks
-    worst = max(attacks, key=lambda a: a.recovered.share)
+    best, last = best_of(rounds), rounds[-1]
+    worst, count = best.worst, len(best.attacks) - (best.number == 0)
     held = worst.recovered.share <= settings.threshold
     budget = (
         f"{spec.vectors} vectors, {spec.steps} steps of {spec.batch} pictures, one seed a round"
     )
+    added = f"after {best.number} rounds of adding what was found"
+    when = added if best.number else "from the defence as it was given"
     lead = (
-        f"An attacker who knows the defence and inverts {recipe.name} through it ({budget}) "
-        f"recovers it in {_share(worst.recovered)} of the pictures after {last.number} "
-        f"rounds, {'at most' if held else 'more than'} the threshold of {settings.threshold:g}; "
+        f"Of {count} attacks, one of them inverted through the defence ({budget}), the "
+        f"strongest recovers {recipe.name} in {_share(worst.recovered)} of its pictures {when}, "
+        f"{'at most' if held else 'more than'} the threshold of {settings.threshold:g}; "
         f"without any defence {_share(control.recovered)}."
     )
+    if best is not last:
+        lead += (
+            f" That is the best of {len(rounds)} defences: adding more made it no better, and the "
+            f"last of them lets {_share(last.worst.recovered)} through."
+        )
     rows = [
         [f"{one.number}" if n == 0 else "", attack.name, attack.recovered]
         for one in rounds
@@ -382,18 +388,24 @@ def audit_report(rounds, recipe, guidance, settings, about):
         },
         next_steps=[
             (
-                "Defend with all that was found:",
+                "Defend with these, beside what was given:" if best.number else "Make pictures:",
                 "ine generate "
-                + " ".join(f"--negative-embedding {name}" for name in _files(rounds, recipe))
+                + " ".join(f"--negative-embedding {name}" for name in _files(best, recipe))
                 + " --several match",
             )
         ],
     )
 
 
-def _files(rounds, recipe):
-    """Return the files of embeddings that were added to the defence."""
-    return [f"{recipe.name}-round-{LETTERS[one.number]}.safetensors" for one in rounds[:-1]]
+def best_of(rounds):
+    """Return the round whose defence lets the least through by its worst attack, the first such."""
+    return min(rounds, key=lambda one: one.worst.recovered.share)
+
+
+def _files(best, recipe):
+    """Return the files of embeddings that were added to a round's defence."""
+    names = LETTERS[: best.number]
+    return [f"{recipe.name}-round-{letter}.safetensors" for letter in names]
 
 
 def _share(rate):
