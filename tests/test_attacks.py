@@ -343,8 +343,10 @@ TINY = (
 )
 
 
-@pytest.mark.parametrize("method", ["denoising", "text", "embedding"])
-@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize(
+    ("method", "known"),
+    [("denoising", False), ("text", True), ("embedding", False), ("embedding", True)],
+)
 def test_the_command_writes_a_set_that_a_grid_reads(run_ine, tmp_path, method, known):
     defence = ("--negative-prompt", "fire", "--guidance", "additive") if known else ()
     budget = ("--budget", "1300", "--limit", "3", "--together")

@@ -26,7 +26,7 @@ def run(*args):
     return subprocess.run(command, capture_output=True, text=True, cwd=HERE.parent)
 
 
-@pytest.mark.parametrize("count", [800, pytest.param(2000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [500, pytest.param(2000, marks=pytest.mark.slow)])
 def test_changed_files_are_loaded_or_refused(tmp_path, count):
     out = tmp_path / "found.json"
     result = run("--files", count, "--json", out)
