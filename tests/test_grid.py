@@ -547,5 +547,5 @@ def test_a_detector_without_features_or_without_weights(write, tmp_path, monkeyp
 
 
 def test_a_grid_that_is_not_there():
-    with pytest.raises(RecipeError, match="shipped: .*mini-fire"):
+    with pytest.raises(RecipeError, match=r"shipped: .*mini-fire"):
         load_grid("no.yaml")
