@@ -1,4 +1,4 @@
-"""Everything a user can mend, each kind with its own exit code.
+"""Errors that a user can fix, each kind with its own exit code.
 
     IneError 1
     +- RecipeError 3       a recipe or an override is wrong
@@ -9,21 +9,25 @@
     +- PromptError 8       prompts are missing, empty or too long for an embedding
     +- OutputError 9       an output exists, cannot be written, or the disk is full
     +- MissingDependency 10
+    +- ObserverError 12    an observer cannot be reached, or gave no answer
 
-A verdict is no error, but scripts want to know: `ine embedding verify` ends with 11 for an
-embedding that fits and is not alive.
+A verdict is not an error, but scripts need it: `ine embedding verify` ends with 11 for an embedding
+that fits and has no effect.
 
 Usage errors are click's (2); Ctrl-C is 130; anything else is a bug (70, with `--debug` also
 the traceback).
 A message says where, what was found and expected, and what to do.
 """
 
+import os
+from collections import abc
+
 LIFELESS = 11
-"""Exit code of `ine embedding verify` for an embedding that fits and is not alive."""
+"""Exit code of `ine embedding verify` for an embedding that fits and has no effect."""
 
 
 class IneError(Exception):
-    """Base of all errors that a user can mend."""
+    """Base of all errors that a user can fix."""
 
     exit_code = 1
 
@@ -76,7 +80,13 @@ class MissingDependency(IneError):
     exit_code = 10
 
 
-def did_you_mean(word, options):
+class ObserverError(IneError):
+    """An observer cannot be used or reached, or gave no answer where one is needed."""
+
+    exit_code = 12
+
+
+def did_you_mean(word: str | int | os.PathLike[str], options: abc.Iterable[str]) -> str:
     """Return "; did you mean 'x'?" for the nearest option, or an empty string."""
     from difflib import get_close_matches
 

@@ -1,4 +1,4 @@
-"""Pictures at the file border: any picture file in, PNG with its settings out.
+"""Read picture files of any kind, write PNG files with their settings inside.
 
 Between parts of `ine` a picture is a uint8 array (H, W, 3) in RGB; Pillow is used only here.
 """
@@ -7,54 +7,54 @@ import base64
 import io
 import logging
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from ine.errors import PicturesError
 from ine.files import write_bytes
 
 log = logging.getLogger(__name__)
 
-# Only these readers are let loose on a file: Pillow's others include one that runs Ghostscript.
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
+try:
+    from PIL.AvifImagePlugin import SUPPORTED as AVIF
+except ImportError:  # Pillow before 11.3
+    AVIF = False
+
+# Pillow's other readers are never used: one of them runs Ghostscript.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", *(("AVIF",) if AVIF else ()))
 MIN_SIDE = 8
-"""Pixels that the shorter side of a picture must have; less shows nothing to learn from."""
+"""Smallest shorter side of a picture in pixels; less shows nothing to learn from."""
 
 MAX_PIXELS = 100_000_000
 """Pixels above which a file is refused before it is decoded (100 megapixels, 300 MB as RGB)."""
 
-BLUR_CELLS = 4
-"""Cells along the shorter side that are left of a blurred picture, whatever its size."""
 
-GAP = 4
-LABEL_WIDTH = 200
-
-
-def read_picture(path, size):
+def read_picture(path: str | Path, size: int) -> np.ndarray:
     """Return a picture file as an upright RGB square.
 
     EXIF rotation is applied; CMYK, palette, grey and 16-bit pixels become 8-bit RGB (16-bit
-    ones by their high byte); transparency is laid on white. The middle square is kept and resized
-    with Lanczos when it shrinks and bicubic when it grows. Colour profiles are not applied.
+    ones by their high byte); transparency is composited on white. The middle square is kept and
+    resized, with Lanczos if it shrinks and bicubic if it grows. Colour profiles are not applied.
 
     Args:
-        path: A PNG, JPEG, WebP, BMP or GIF file; of an animation the first frame is used,
-            and a warning logged.
+        path: A PNG, JPEG, WebP, BMP, GIF or (if Pillow can) AVIF file; of an animation the first
+            frame is used, and a warning logged.
         size: Side of the result in pixels.
 
     Returns:
         The picture, uint8 (size, size, 3).
 
     Raises:
-        PicturesError: The file is missing, broken, truncated or no picture, has a side below
+        PicturesError: The file is missing, broken, truncated or not a picture, has a side below
             `MIN_SIDE`, or has more than `MAX_PIXELS` pixels.
     """
     image = _first_frame(Path(path))
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
-    # Cropped before it is resized: `resize(box=...)` lets pixels outside the box leak in.
+    # Crop before resizing: with `resize(box=...)` pixels outside the box leak in.
     image = _as_rgb(image.crop((left, top, left + side, top + side)))
     if side != size:
         resampling = Image.Resampling.LANCZOS if side > size else Image.Resampling.BICUBIC
@@ -62,23 +62,29 @@ def read_picture(path, size):
     return np.array(image)
 
 
-def read_whole(path):
-    """Return a picture file as upright RGB in its own size, uint8 (H, W, 3).
+def read_whole(path: str | Path) -> np.ndarray:
+    """Return a picture file as upright RGB in its original size, uint8 (H, W, 3).
 
     Colours and errors as `read_picture`; nothing is cropped or resized.
     """
     return np.array(_as_rgb(_first_frame(Path(path))))
 
 
-def _first_frame(path):
-    """Return the first frame of a file, decoded and upright, in the file's own mode."""
+def decoded(data: bytes, name: str) -> np.ndarray:
+    """Return the picture in a file's content, as `read_whole`; `name` is for messages."""
+    return np.array(_as_rgb(_first_frame(Path(name), data)))
+
+
+def _first_frame(path: Path, data: bytes | None = None) -> Image.Image:
+    """Return the first frame of a file or its content, decoded and upright, in its own mode."""
     try:
         with warnings.catch_warnings():
-            # Pillow warns somewhat below MAX_PIXELS, which is checked here, and raises above.
+            # Pillow warns a little below MAX_PIXELS, which `_check_size` checks, and raises above.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path, formats=FORMATS) as image:
+            source = path if data is None else io.BytesIO(data)
+            with Image.open(source, formats=FORMATS) as image:
                 _check_size(path, image)
-                # An MPO is a JPEG with a preview or a second eye behind it: nothing moves.
+                # An MPO is a JPEG followed by a preview or a stereo view: not an animation.
                 if getattr(image, "is_animated", False) and image.format != "MPO":
                     log.warning("%s: is animated; its first frame is used", path)
                 return ImageOps.exif_transpose(image)
@@ -93,8 +99,8 @@ def _first_frame(path):
         ) from error
     except FileNotFoundError as error:
         raise PicturesError(f"{path}: no such picture") from error
-    # Pillow's readers raise whatever their parsing stumbles on: OSError for a truncated file,
-    # SyntaxError for a broken PNG, also ValueError, EOFError, struct.error, zlib.error ...
+    # Pillow's readers raise many types: OSError for a truncated file, SyntaxError for a broken
+    # PNG, also ValueError, EOFError, struct.error, zlib.error ...
     except Exception as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise PicturesError(
@@ -102,7 +108,7 @@ def _first_frame(path):
         ) from error
 
 
-def _check_size(path, image):
+def _check_size(path: Path, image: Image.Image) -> None:
     if image.width * image.height > MAX_PIXELS:
         raise _too_large(path, f"{image.width} x {image.height} pixels")
     if min(image.size) < MIN_SIDE:
@@ -113,15 +119,15 @@ def _check_size(path, image):
         )
 
 
-def _too_large(path, found):
+def _too_large(path: Path, found: str) -> PicturesError:
     return PicturesError(
         f"{path}: is too large ({found}); at most {MAX_PIXELS // 1_000_000} megapixels are read; "
         "make it smaller first or remove it"
     )
 
 
-def _as_rgb(image):
-    """Return an image of any mode as 8-bit RGB, transparency laid on white."""
+def _as_rgb(image: Image.Image) -> Image.Image:
+    """Return an image of any mode as 8-bit RGB, transparency composited on white."""
     if image.mode.startswith("I"):
         # Pillow's own conversion clips at 255, which makes 16-bit pictures white.
         high = np.asarray(image).astype(np.int64) >> 8
@@ -132,7 +138,7 @@ def _as_rgb(image):
     return image.convert("RGB")
 
 
-def write_png(path, picture, text=None):
+def write_png(path: str | Path, picture: np.ndarray, text: Mapping[str, str] | None = None) -> None:
     """Write a picture as PNG, atomically; the same input gives the same bytes.
 
     Args:
@@ -149,16 +155,17 @@ def write_png(path, picture, text=None):
     write_bytes(path, png_bytes(picture, text))
 
 
-def read_png_text(path):
-    """Return the texts kept inside a PNG, keyword -> text.
+def read_png_text(path: str | Path) -> dict[str, str]:
+    """Return the texts inside a PNG, keyword -> text.
 
     Raises:
         PicturesError: The file is missing, broken or not a PNG.
     """
     try:
         with Image.open(path, formats=("PNG",)) as image:
-            # Chunks may also come after the pixels; loading reads on to the end.
+            # Chunks may also follow the pixels; `load` reads to the end.
             image.load()
+            assert isinstance(image, PngImagePlugin.PngImageFile)
             return {str(key): str(value) for key, value in image.text.items()}
     except FileNotFoundError as error:
         raise PicturesError(f"{path}: no such picture") from error
@@ -166,12 +173,12 @@ def read_png_text(path):
         raise PicturesError(f"{path}: cannot be read as a PNG; give a PNG file") from error
 
 
-def png_data_uri(picture):
+def png_data_uri(picture: np.ndarray) -> str:
     """Return a picture, uint8 (H, W, 3), as a `data:` URI for an HTML page."""
     return "data:image/png;base64," + base64.b64encode(png_bytes(picture)).decode()
 
 
-def png_bytes(picture, text=None):
+def png_bytes(picture: np.ndarray, text: Mapping[str, str] | None = None) -> bytes:
     """Return the bytes of `write_png`."""
     info = PngImagePlugin.PngInfo()
     for key, value in (text or {}).items():
@@ -179,22 +186,27 @@ def png_bytes(picture, text=None):
             raise ValueError(f"{key!r} is not a PNG keyword: 1 to 79 printable Latin-1 characters")
         info.add_text(key, value)
     data = io.BytesIO()
-    _as_image(picture).save(data, format="PNG", compress_level=6, pnginfo=info)
+    as_image(picture).save(data, format="PNG", compress_level=6, pnginfo=info)
     return data.getvalue()
 
 
-def _as_image(picture):
+def as_image(picture: np.ndarray) -> Image.Image:
+    """Return a picture, uint8 (H, W, 3), as Pillow's image.
+
+    Raises:
+        ValueError: It has another shape or dtype.
+    """
     picture = np.asarray(picture)
     if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
         raise ValueError(f"a picture is uint8 (H, W, 3), not {picture.dtype} {picture.shape}")
     return Image.fromarray(np.ascontiguousarray(picture))
 
 
-def png_picture(data):
-    """Return the picture of PNG bytes that `png_bytes` made, uint8 (H, W, 3).
+def png_picture(data: bytes) -> np.ndarray:
+    """Return the picture in bytes from `png_bytes`, uint8 (H, W, 3).
 
     Raises:
-        PicturesError: They are none.
+        PicturesError: The bytes are not such a PNG.
     """
     try:
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
@@ -203,93 +215,16 @@ def png_picture(data):
         raise PicturesError(f"a stored picture cannot be read ({error})") from error
 
 
-def shrunk(picture, side):
-    """Return a picture whose longer side has at most `side` pixels, uint8 (H', W', 3).
+def is_blank(pictures: np.ndarray) -> np.ndarray:
+    """Return whether each picture is one colour throughout, (B,) bool.
 
     Args:
-        picture: uint8 (H, W, 3); one that is small enough comes back as it is.
-        side: Pixels.
+        pictures: uint8 (B, H, W, 3).
     """
-    height, width = picture.shape[:2]
-    scale = side / max(height, width)
-    if scale >= 1:
-        return picture
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    return np.array(_as_image(picture).resize(size, Image.Resampling.LANCZOS))
+    flat = np.asarray(pictures).reshape(len(pictures), -1, 3)
+    return (flat == flat[:, :1]).all(axis=(1, 2))
 
 
-def blur(picture):
-    """Return a picture as a coarse mosaic in which nothing can be recognised.
-
-    All that is left are the mean colours of `BLUR_CELLS` cells along the shorter side, however
-    large the picture is, so no filter can bring detail back.
-
-    Args:
-        picture: uint8 (H, W, 3).
-    """
-    image = _as_image(picture)
-    cell = min(image.size) / BLUR_CELLS
-    cells = (max(1, round(image.width / cell)), max(1, round(image.height / cell)))
-    mosaic = image.resize(cells, Image.Resampling.BOX)
-    return np.array(mosaic.resize(image.size, Image.Resampling.NEAREST))
-
-
-def contact_sheet(rows, row_labels=None, column_labels=None, scale=1):
-    """Return pictures side by side on white, with labels.
-
-    Args:
-        rows: Lists of pictures, uint8 (H, W, 3) and all of one size; a row may be shorter than
-            others, and None leaves a cell empty.
-        row_labels: One text per row, left of it; longer ones are cut with "...".
-        column_labels: One text per column, above it; cut likewise.
-        scale: Whole factor by which pictures are enlarged.
-
-    Returns:
-        The sheet, uint8 (H', W', 3).
-
-    Raises:
-        ValueError: There is no picture, sizes differ, or labels do not match their number.
-    """
-    sizes = {picture.shape for row in rows for picture in row if picture is not None}
-    if len(sizes) != 1:
-        raise ValueError(f"a sheet needs pictures of one size, not {sorted(sizes)}")
-    height, width = (side * scale for side in sizes.pop()[:2])
-    columns = max(len(row) for row in rows)
-    for what, labels, count in (("row", row_labels, len(rows)), ("column", column_labels, columns)):
-        if labels is not None and len(labels) != count:
-            raise ValueError(f"{len(labels)} {what} labels for {count} {what}s")
-
-    font = ImageFont.load_default()
-    line = int(font.getbbox("Agjp")[3])
-    row_labels = [_shorten(label, font, LABEL_WIDTH) for label in row_labels or []]
-    column_labels = [_shorten(label, font, width) for label in column_labels or []]
-    left = GAP + (max(_width(t, font) for t in row_labels) + GAP if row_labels else 0)
-    top = GAP + (line + GAP if column_labels else 0)
-    across, down = width + GAP, height + GAP
-    sheet = Image.new("RGB", (left + columns * across, top + len(rows) * down), "white")
-
-    draw = ImageDraw.Draw(sheet)
-    for index, label in enumerate(column_labels):
-        draw.text((left + index * across, GAP), label, fill="black", font=font)
-    for index, label in enumerate(row_labels):
-        draw.text((GAP, top + index * down + (height - line) // 2), label, fill="black", font=font)
-    for r, row in enumerate(rows):
-        for c, picture in enumerate(row):
-            if picture is not None:
-                image = _as_image(picture).resize((width, height), Image.Resampling.NEAREST)
-                sheet.paste(image, (left + c * across, top + r * down))
-    return np.array(sheet)
-
-
-def _width(text, font):
-    return int(np.ceil(font.getlength(text)))
-
-
-def _shorten(text, font, width):
-    """Return a text on one line, cut with "..." until it fits."""
-    text = " ".join(str(text).split())
-    if _width(text, font) <= width:
-        return text
-    while text and _width(text + "...", font) > width:
-        text = text[:-1]
-    return text + "..."
+def blank_line(blank: int, count: int) -> str:
+    """Return a note that `blank` of `count` pictures are blank, "" for 0."""
+    return f"{blank} of {count} pictures are blank (wholly one colour)" if blank else ""

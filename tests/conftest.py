@@ -26,7 +26,7 @@ if importlib.util.find_spec("torchvision"):
 
 
 LONG = ("test_story.py", "test_demo.py", "test_mini.py", "test_families.py", "test_evaluate.py")
-"""Files of few tests that take long: begun last, one worker would still run them while the other
+"""Files of few tests that take long: started last, one worker would still run them while the other
 has nothing left to do."""
 
 
@@ -51,6 +51,19 @@ def tiny_parts(tiny_folder):
     from ine.models.loading import load_parts
 
     return load_parts(tiny_folder)
+
+
+@pytest.fixture(scope="module")
+def loaded_once():
+    """Grids load each model and judge once: loading takes longer than what tests do with them."""
+    import functools
+
+    from ine.evaluation import models, readings
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(readings, "load_detector", functools.cache(readings.load_detector))
+        patch.setattr(models, "load_parts", functools.cache(models.load_parts))
+        yield
 
 
 @pytest.fixture

@@ -4,12 +4,15 @@ Everything passes through the real store, scoring and files; only what detectors
 """
 
 import numpy as np
+from small_grid import replaced
 
-from ine.evaluation.engine import enter_folder, prepare, run
-from ine.evaluation.grid import load_grid
+from ine.detectors.base import Detection
+from ine.evaluation.entering import enter_folder
+from ine.evaluation.figures import score
+from ine.evaluation.grid_file import load_grid
+from ine.evaluation.prepare import prepare
 from ine.evaluation.results import write_results
-from ine.evaluation.score import score
-from ine.judging.detection import Detection
+from ine.evaluation.run import run
 
 GRID = """\
 kind: grid
@@ -67,10 +70,7 @@ def flagged_of(configuration, role):
 
 def write_grid(folder, model, *pairs, name="grid.yaml"):
     """Write the grid with texts replaced; return its path."""
-    text = GRID.replace("MODEL", str(model))
-    for old, new in zip(pairs[::2], pairs[1::2], strict=True):
-        assert old in text
-        text = text.replace(old, new)
+    text = replaced(GRID, "MODEL", str(model), *pairs)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "test.csv").write_text(TEST_PROMPTS)
     path = folder / name
@@ -84,7 +84,7 @@ def make_run(path, folder, flagged=flagged_of, kept=KEPT, **options):
     enter_folder(plan)
     assert run(plan)
     for cell, units in plan.units_of.items():
-        spec = plan.expansion.sets[cell.prompts].spec
+        spec = plan.sets[cell.prompts].spec
         judge = plan.judge(spec.role)
         configuration = cell.configuration
         count = flagged(configuration, spec.role) if spec.expects == "harmful" else 0

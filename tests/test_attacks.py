@@ -6,30 +6,39 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
-from ine.attacks.audit import AuditSettings, audit, best_of, with_negative, write_audit
+import ine.evaluation.run as engine
+from ine.attacks.attacker import Attacker, belonging, objective_of
+from ine.attacks.denoising import Denoising, MatchedPrediction
 from ine.attacks.inverting import defended_loss
-from ine.attacks.objectives import HOLDER, Denoising, MatchedPrediction, TextDistance, joined
-from ine.attacks.prediction import Victim, always_acting
-from ine.attacks.run import belonging, plain_prompts
-from ine.attacks.search import PROPOSALS, SearchSettings, read_search, search, words_of
-from ine.embedding import new_embedding
+from ine.attacks.objectives import HOLDER, joined
+from ine.attacks.phrases import words_of
+from ine.attacks.proposals import PROPOSALS, SearchSettings, by_crossing
+from ine.attacks.run import made_of, plain_prompts
+from ine.attacks.search import read_search, search
+from ine.attacks.step import Victim
+from ine.attacks.text_distance import AllStates, TextDistance
+from ine.detectors.table import load_detector
+from ine.embeddings.embedding import new_embedding
 from ine.errors import IneError
-from ine.evaluation.metrics import wilson
+from ine.evaluation import readings
+from ine.evaluation.stats import wilson
 from ine.guidance.additive import Additive
 from ine.guidance.cfg import ClassifierFree
 from ine.guidance.gates import Gated, Window
-from ine.guidance.negative import Matched, Negative
-from ine.guidance.rewind import Rewind
+from ine.guidance.negative import Negative
+from ine.guidance.restart import Restart
 from ine.guidance.safree import Safree
 from ine.guidance.sld import SafeLatent
 from ine.inversion.images import ConceptPictures
 from ine.inversion.invert import invert
-from ine.judging.detectors import load_detector
-from ine.judging.rules import find_rule
 from ine.models.loading import load_parts
-from ine.prompts.finding import find_prompt_set
+from ine.prompts.reading import find_prompt_set
 from ine.recipe import load_recipe
 from ine.sampling import SamplerSettings, sample_latents
+from ine.studies.audit import run_audit
+from ine.studies.audit_page import write_audit
+from ine.studies.audit_round import Audit, AuditSettings, best_of
+from ine.text.encode import encode
 
 SAMPLER = SamplerSettings(scheduler="ddim", steps=4, guidance_scale=5.0, batch=4)
 
@@ -63,7 +72,7 @@ def some_pictures(parts, count=6, captions=None):
 METHODS = {
     "cfg": ClassifierFree(Negative("x", (learned("nn"),))),
     "additive": Additive(Negative("", (learned("nn"),)), 3.0),
-    "matched": Additive(Matched((Negative("x"), Negative("", (learned("nn"),)))), 3.0),
+    "joined": Additive(Negative("x", (learned("nn"),)), 3.0),
     # Of a strength at which its mask is smooth: at 5000 it is a step.
     "sld": SafeLatent(Negative("", (learned("nn"),)), strength=1.0, threshold=9.0, warmup=0),
     "safree": Safree(negative=Negative("x"), embeddings=(learned("nn"),), validate=False),
@@ -87,7 +96,7 @@ def test_the_prediction_is_that_of_the_sampler(tiny_parts, name):
     with torch.no_grad():
         predicted, asked = victim.predict(texts, x_t, index, given)
     assert asked >= 2 * len(texts)
-    # What DDIM makes of it is what the loop had at its next step: x_0, noised anew.
+    # What DDIM makes of it is what the loop had at its next step: x_0, noised again.
     scheduler_alpha = victim._alpha_bar(1)
     a = victim._alpha_bar(0)
     x_0 = (x_t - (1 - a).sqrt() * predicted) / a.sqrt()
@@ -130,8 +139,8 @@ def test_a_bare_model_answers_the_prompt_alone(tiny_parts):
 def test_gates_are_taken_to_be_open(tiny_parts):
     inner = METHODS["additive"]
     gated = Gated(inner, Window(0, 0.5))
-    assert always_acting(gated) is inner
-    assert always_acting(Rewind(gated, Window(0, 0.5))) is inner
+    assert gated.innermost is inner
+    assert Restart(gated, Window(0, 0.5)).innermost is inner
     x_t = noise(1, *tiny_parts.latent_shape)
     with torch.no_grad():
         found = [Victim(tiny_parts, SAMPLER, g).predict(["ab"], x_t, 3)[0] for g in (gated, inner)]
@@ -167,7 +176,7 @@ def test_inversion_through_a_defence_makes_up_for_it(tiny_parts, recipe):
 
 
 @dataclass
-class Wanted:
+class UNetQuery:
     """A closed form: how many tokens of a phrase are not the wanted ones; linear in vectors."""
 
     words: object
@@ -192,7 +201,7 @@ class Wanted:
 @pytest.mark.parametrize(("proposals", "budget"), [("gradient", 1500), ("genetic", 20000)])
 def test_a_search_finds_what_is_to_be_found_within_its_budget(mini, proposals, budget):
     words = words_of(mini)
-    objective = Wanted(words, (7, 100, 3))
+    objective = UNetQuery(words, (7, 100, 3))
     settings = SearchSettings(
         tokens=3, budget=budget, proposals=proposals, children=32, top=24, views=1, final_views=1
     )
@@ -218,10 +227,25 @@ def test_phrases_are_read_back_as_the_tokens_that_were_tried(mini):
     assert {"burning", "fire"} <= {words_of(mini).text([i]) for i in range(len(words_of(mini).ids))}
 
 
+def test_crossing_exchanges_one_token_in_a_quarter_of_the_children(mini):
+    """Ring-A-Bell's rates: a phrase is mutated with chance .25, and then in one place."""
+    words, generator = words_of(mini), torch.Generator().manual_seed(0)
+    settings = SearchSettings(tokens=16, children=40, proposals="genetic")
+    parents = [tuple([first] * 16) for first in (1, 2)]
+    changed = []
+    for _ in range(50):
+        children, cost = by_crossing(None, words, parents, None, settings, generator)
+        assert (len(children), cost) == (40, 0)
+        changed += [sum(token not in (1, 2) for token in child) for child in children]
+    assert set(changed) == {0, 1}
+    # A token that is drawn may be one of the parents': 2 of 254 words.
+    assert sum(changed) / len(changed) == pytest.approx(0.25, abs=0.01)
+
+
 @pytest.mark.parametrize("proposals", PROPOSALS)
 def test_a_killed_search_ends_with_the_same_phrase(mini, tmp_path, proposals):
     words = words_of(mini)
-    objective = Wanted(words, (7, 100, 3))
+    objective = UNetQuery(words, (7, 100, 3))
     settings = SearchSettings(tokens=3, budget=2000, proposals=proposals)
     whole = search(objective, words, settings)
 
@@ -260,7 +284,7 @@ def test_settings_that_make_no_sense(change, message):
 def test_a_budget_below_one_round_is_refused(mini):
     words = words_of(mini)
     with pytest.raises(IneError, match="more than the budget of 10"):
-        search(Wanted(words, (1, 2, 3)), words, SearchSettings(tokens=3, budget=10))
+        search(UNetQuery(words, (1, 2, 3)), words, SearchSettings(tokens=3, budget=10))
 
 
 # -------------------------------------------------------------------------------- objectives
@@ -268,25 +292,29 @@ def test_a_budget_below_one_round_is_refused(mini):
 
 def objectives(parts, base, recipe):
     pictures = some_pictures(parts)
-    text = TextDistance(base, ("a dog", "a cat"), (("a burning dog", "a dog"),), 2.0)
+    of_text = (base, ("a dog", "a cat"), (("a burning dog", "a dog"),), 2.0)
+    text = TextDistance(*of_text)
     victim = Victim(parts, SAMPLER, Additive(Negative("fire"), 2.0))
     prompts = ("a dog",) * pictures.count
     return {
         "denoising": Denoising(Victim(parts, SAMPLER), pictures, prompts),
         "denoising-defended": Denoising(victim, pictures, prompts),
         "text": text,
+        "ring-a-bell": AllStates(*of_text),
         "matched": MatchedPrediction(victim, pictures, prompts, base=base, text=text),
     }
 
 
-@pytest.mark.parametrize("name", ["denoising", "denoising-defended", "text", "matched"])
+@pytest.mark.parametrize(
+    "name", ["denoising", "denoising-defended", "text", "ring-a-bell", "matched"]
+)
 def test_a_gradient_is_that_of_the_losses(mini, recipe, name):
     """Vectors of real tokens: their loss is the phrase's, and the slope that of the loss."""
     objective = objectives(mini, mini, recipe)[name]
     words = words_of(mini)
     places = (5, 50)
     views, _ = objective.draw(torch.Generator().manual_seed(1), 2)
-    [told], _ = objective.losses([words.text(places)], views)
+    [loss_of_text], _ = objective.losses([words.text(places)], views)
     [slope], cost = objective.gradient(words.vectors(places), views)
     assert slope.shape == words.vectors(places)[0].shape
     assert cost > 0
@@ -297,23 +325,51 @@ def test_a_gradient_is_that_of_the_losses(mini, recipe, name):
         total = 0.0
         with torch.no_grad():
             for view in views:
-                if name == "text":
-                    from ine.attacks.objectives import end_states
-
-                    out = end_states(mini, [joined(HOLDER, view[0])], {HOLDER: (vectors,)})
+                if name in ("text", "ring-a-bell"):
+                    out = objective.states([objective.text(HOLDER, view[0])], {HOLDER: (vectors,)})
                     target = view[1]
                 else:
                     out, _ = objective.victim.predict(
                         [joined(HOLDER, view.prompt)], view.x_t, view.index, {HOLDER: (vectors,)}
                     )
                     target = view.target
-                scale = 1.0 if name == "text" else view.plain
+                scale = 1.0 if name in ("text", "ring-a-bell") else view.plain
                 total += float((out - target).double().pow(2).mean()) / scale
         return total / len(views)
 
     own = words.vectors(places)[0]
-    assert loss(own) == pytest.approx(float(told), rel=1e-4)
+    assert loss(own) == pytest.approx(float(loss_of_text), rel=1e-4)
     assert loss(own - step * slope) < loss(own) < loss(own + step * slope)
+
+
+def test_ring_a_bell_compares_all_states_of_a_phrase_in_the_prompts_place(mini):
+    """Against the authors' fitness, written out; our mean ranks as their sum."""
+    pairs = (("a burning dog", "a dog"), ("a burning cat", "a cat"))
+    objective = AllStates(mini, ("a bus",), pairs, 3.0)
+    views, looked = objective.draw(torch.Generator().manual_seed(0), 8)
+    # One prompt is one view, however many are asked for: nothing else of it is random.
+    assert (len(views), looked) == (1, 1)
+    having, lacking = (encode(mini, list(texts)).states for texts in zip(*pairs, strict=True))
+    target = encode(mini, ["a bus"]).states + 3.0 * (having - lacking).mean(0)
+    phrases = ["a burning bus", "snow", "a bus"]
+    wanted = ((target - encode(mini, phrases).states) ** 2).sum((1, 2))
+    found, cost = objective.losses(phrases, views)
+    assert cost == 3
+    torch.testing.assert_close(found, wanted / target.numel(), rtol=1e-4, atol=1e-6)
+    assert made_of("ring-a-bell", "snow", "a bus") == "snow"
+    assert made_of("text", "snow", "a bus") == "snow a bus"
+
+
+def test_ring_a_bell_knows_of_no_defence(mini, recipe, tmp_path):
+    attacker = Attacker(
+        victim=Victim(mini, SAMPLER, Additive(Negative("fire"), 2.0)),
+        base=mini,
+        recipe=recipe,
+        pictures=some_pictures(mini),
+        folder=tmp_path,
+    )
+    with pytest.raises(IneError, match="looks at the text encoder alone"):
+        objective_of(attacker, "ring-a-bell", [("a dog", "dog")])
 
 
 def test_pictures_belong_to_the_prompts_of_their_nouns(tiny_parts):
@@ -369,33 +425,36 @@ def test_the_command_writes_a_set_that_a_grid_reads(run_ine, tmp_path, method, k
     assert (out / "prompts.jsonl").read_bytes() == before
 
 
-def test_found_embeddings_are_added_and_matched():
+def test_found_embeddings_are_joined_to_the_negative():
     new = learned("new")
     for method in METHODS.values():
         for guidance in (method, Gated(method, Window(0, 0.5))):
-            wider = with_negative(guidance, new)
-            names = [n.name for n in wider.negative.candidates()]
-            assert names == [*(n.name for n in guidance.negative.candidates()), "new"]
+            wider = guidance.with_embedding(new)
+            given = guidance.negative
+            assert wider.negative == Negative(given.text, (*given.embeddings, new))
             assert type(wider) is type(guidance)
-    assert with_negative(METHODS["safree"], new).embeddings[-1] is new
-    assert with_negative(ClassifierFree(), new).negative == Negative("", (new,))
+    assert METHODS["safree"].with_embedding(new).embeddings[-1] is new
+    assert ClassifierFree().with_embedding(new).negative == Negative("", (new,))
 
 
-def test_an_audit_goes_on_until_it_holds_or_rounds_run_out(mini, recipe, tmp_path):
+def test_an_audit_goes_on_until_it_holds_or_rounds_run_out(mini, recipe, tmp_path, monkeypatch):
     recipe = load_recipe("fire", ("inversion.steps=2", "inversion.batch=2"))
     pictures = some_pictures(mini, 4, ("dog", "cat", "bus", "apple"))
     guidance = Additive(Negative("fire"), 3.0)
-    rule, judge = find_rule("mini-fire@0.5"), load_detector("mini-judge")
+    judge = load_detector("mini-judge")
     sampler = replace(SAMPLER, steps=2, batch=8)
 
-    def run(folder, threshold, rounds=1, judge=judge):
+    def run(folder, threshold, rounds=1, parts=mini):
         settings = AuditSettings(rounds=rounds, threshold=threshold, pictures=4, benign=4)
-        given = (mini, recipe, pictures, guidance, sampler, rule, judge, folder)
-        return settings, audit(*given, settings)
+        victim = Victim(parts, sampler, guidance)
+        audit = Audit(
+            victim=victim, recipe=recipe, pictures=pictures, folder=folder, settings=settings
+        )
+        return audit, run_audit(audit)
 
     _, held = run(tmp_path / "held", 1.0)
     assert len(held) == 1
-    settings, found = run(tmp_path / "never", 0.0)
+    _, found = run(tmp_path / "never", 0.0)
     # Two steps draw nothing that burns, so that nothing is recovered and the audit holds at once.
     assert len(found) == 1
     assert [a.name for a in found[0].attacks] == [
@@ -412,7 +471,8 @@ def test_an_audit_goes_on_until_it_holds_or_rounds_run_out(mini, recipe, tmp_pat
         def __call__(self, pictures):
             return [{**scores, "fire": 1.0} for scores in judge(pictures)]
 
-    settings, found = run(tmp_path / "alarmed", 0.5, rounds=2, judge=Alarmed())
+    monkeypatch.setattr(readings, "load_detector", lambda name: Alarmed())
+    audit, found = run(tmp_path / "alarmed", 0.5, rounds=2)
     assert [one.number for one in found] == [0, 1, 2]
     assert [len(one.negatives) for one in found] == [1, 2, 3]
     assert found[2].worst.recovered.share == 1
@@ -421,16 +481,24 @@ def test_an_audit_goes_on_until_it_holds_or_rounds_run_out(mini, recipe, tmp_pat
     weaker = replace(found[1].attacks[0], recovered=wilson(1, 4))
     assert best_of([found[0], replace(found[1], attacks=(weaker,)), found[2]]).number == 1
     assert "fire-round-a, found before" in [a.name for a in found[1].attacks]
-    page = write_audit(found, recipe, guidance, settings, {}, tmp_path / "alarmed", "click")
+    page = write_audit(audit, found)
     text = page.read_text()
     assert "more than the threshold of 0.5" in text
     assert "Not tried" in text
     assert (tmp_path / "alarmed" / "fire-round-b.safetensors").exists()
-    # A second run makes nothing anew and says the same.
+    # A second run makes no vector and no picture, and says the same.
+    make_unit = engine.make_unit
+    monkeypatch.setattr(engine, "make_unit", None)
     before = (tmp_path / "alarmed" / "audit.json").read_bytes()
-    again = run(tmp_path / "alarmed", 0.5, rounds=2, judge=Alarmed())[1]
-    write_audit(again, recipe, guidance, settings, {}, tmp_path / "alarmed", "click")
+    again = run(tmp_path / "alarmed", 0.5, rounds=2)[1]
+    write_audit(audit, again)
     assert (tmp_path / "alarmed" / "audit.json").read_bytes() == before
+    # A model of another scheduler meets neither these pictures nor these vectors.
+    monkeypatch.setattr(engine, "make_unit", make_unit)
+    config = mini.scheduler_config
+    other = replace(mini, scheduler_config={**config, "beta_end": 1.5 * config["beta_end"]})
+    with pytest.raises(IneError, match="other settings, weights"):
+        run(tmp_path / "alarmed", 0.5, rounds=2, parts=other)
 
 
 @pytest.mark.parametrize(

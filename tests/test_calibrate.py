@@ -2,44 +2,34 @@
 
 import json
 import math
-import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from tiny import probe_gate
 
+from ine.calibration.check import check_calibrated, provenance, sampler_record
+from ine.calibration.scores import gate_scores, never_opening
+from ine.calibration.thresholds import calibrated, fewest_pictures, open_share, threshold_for
 from ine.cli import COMMANDS
-from ine.embedding import new_embedding
-from ine.errors import EmbeddingError, IneError, OutputError
-from ine.files import shipped
-from ine.guidance import calibrate as library
-from ine.guidance.calibrate import (
-    calibrated,
-    check_calibrated,
+from ine.embeddings.embedding import new_embedding, write_embedding
+from ine.errors import IneError, OutputError
+from ine.guidance.cfg import ClassifierFree
+from ine.guidance.gate_file import (
     gate_path,
-    gate_scores,
-    never_opening,
-    open_share,
-    provenance,
     read_calibration,
     read_gate,
-    sampler_record,
-    threshold_for,
     write_calibration,
 )
-from ine.guidance.cfg import ClassifierFree
-from ine.guidance.gates import Gated, Presence, Window
-from ine.guidance.negative import Matched, Negative
-from ine.guidance.posterior import Belief, Posterior
+from ine.guidance.gates import Gated, Window
+from ine.guidance.negative import Negative
+from ine.models.loading import load_parts
 from ine.sampling import SamplerSettings, sample_latents
-from ine.text import Reading
+from ine.text.encode import TextOptions
 
 SETTINGS = SamplerSettings(steps=6, guidance_scale=5.0, batch=4)
-GATES = {
-    "presence": Presence(0.25, "residual", (0.0, 0.2), latch=False, window=Window(0.0, 0.5)),
-    "posterior": Posterior(0.125, (0.0, 0.2), Belief(tau=0.5), window=Window(0.0, 0.5)),
-}
+GATE = probe_gate(0.25, (0.0, 0.2), window=Window(0.0, 0.5))
 
 
 def noise(*shape, seed=0):
@@ -49,7 +39,7 @@ def noise(*shape, seed=0):
 FIRE = new_embedding(noise(2, 32, seed=1), "fire-neg", "fire")
 SNOW = new_embedding(noise(2, 32, seed=2), "snow-neg", "snow")
 ONE = Negative("", (FIRE,))
-TWO = Matched((ONE, Negative("", (SNOW,))))
+TWO = Negative("", (FIRE, SNOW))
 
 
 # --- the rule ---------------------------------------------------------------------------------
@@ -69,7 +59,7 @@ def test_the_threshold_is_the_score_of_the_right_rank(count, rate, opened):
 
 def test_ties_open_for_fewer_never_for_more():
     assert threshold_for([0.5] * 10, 0.3) == 0.5
-    assert calibrated(GATES["presence"], [0.5] * 10, 0.3).record["false_open"]["opened"] == 0
+    assert calibrated(GATE, [0.5] * 10, 0.3).record["false_open"]["opened"] == 0
 
 
 def test_fresh_pictures_open_it_at_no_more_than_the_wanted_rate():
@@ -100,7 +90,7 @@ def test_what_gives_no_threshold(scores, rate, words):
 
 @pytest.mark.parametrize("rate", [0.01, 0.05, 0.1, 0.3, 0.5, 0.9])
 def test_the_number_of_pictures_that_is_asked_for_is_enough(rate):
-    fewest = library.fewest_pictures(rate)
+    fewest = fewest_pictures(rate)
     threshold_for([0.0] * fewest, rate)
     if fewest > 1:
         with pytest.raises(IneError):
@@ -110,18 +100,14 @@ def test_the_number_of_pictures_that_is_asked_for_is_enough(rate):
 # --- scores of real runs ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", GATES)
 @pytest.mark.parametrize("negative", [ONE, TWO], ids=["one", "several"])
-def test_scores_decide_when_the_gate_opens(tiny_parts, kind, negative):
+def test_scores_decide_when_the_gate_opens(tiny_parts, negative):
     prompts, seeds = [f"a {c}" for c in "abcdef"], list(range(6))
-    gate = GATES[kind]
     done = []
-    scores = gate_scores(
-        sample_latents, tiny_parts, prompts, seeds, negative, gate, SETTINGS, done.append
-    )
+    scores = gate_scores(tiny_parts, prompts, seeds, GATE, SETTINGS, done.append)
     assert done == [4, 6]
     middle = sorted(scores)[3]
-    gate = replace(gate, threshold=middle, latch=True)
+    gate = replace(GATE, threshold=middle)
     for first in (0, 4):
         cut = slice(first, first + 4)
         guidance = Gated(ClassifierFree(negative), gate)
@@ -135,18 +121,18 @@ def test_runs_end_when_the_last_probe_is_judged(tiny_parts):
     handle = tiny_parts.unet.register_forward_hook(lambda _m, given, _o: rows.append(len(given[0])))
     try:
         settings = replace(SETTINGS, steps=20)
-        gate = Presence(0.0, queries=(0.0, 0.1))
-        gate_scores(sample_latents, tiny_parts, ["a", "b"], [1, 2], ONE, gate, settings)
+        gate = probe_gate(0.0, (0.0, 0.1))
+        gate_scores(tiny_parts, ["a", "b"], [1, 2], gate, settings)
     finally:
         handle.remove()
-    # Steps 0 to 3, and probes at 0 and 2.
-    assert rows == [4, 2, 4, 4, 2, 4]
+    # Steps 0 to 2, and looks at 0 and 2.
+    assert rows == [4, 2, 4, 4, 2]
 
 
 def test_a_run_without_a_probe_is_refused(tiny_parts):
-    settings = replace(SETTINGS, steps=1)
+    settings, gate = replace(SETTINGS, steps=1), probe_gate(0.0, (0.5,), window=Window(0.5, 1.0))
     with pytest.raises(IneError, match="1 steps leave the gate no probe to judge"):
-        gate_scores(sample_latents, tiny_parts, ["a"], [1], ONE, Posterior(), settings)
+        gate_scores(tiny_parts, ["a"], [1], gate, settings)
 
 
 def test_fresh_prompts_and_seeds_seldom_open_it(tiny_parts):
@@ -154,15 +140,15 @@ def test_fresh_prompts_and_seeds_seldom_open_it(tiny_parts):
     prompts = [f"a {a}{b}" for a in letters for b in letters]
     order = np.random.default_rng(0).permutation(len(prompts))
     settings = SamplerSettings(steps=2, guidance_scale=5.0, batch=20)
-    gate = Presence(0.0, queries=(0.0,))
+    gate = probe_gate(0.0)
 
     def scores(first):
         chosen = [prompts[k] for k in order[first : first + 40]]
         seeds = list(range(first, first + 40))
-        return gate_scores(sample_latents, tiny_parts, chosen, seeds, ONE, gate, settings)
+        return gate_scores(tiny_parts, chosen, seeds, gate, settings)
 
     found = calibrated(gate, scores(0), 0.2)
-    fresh = open_share(found.gate, scores(40))
+    fresh = open_share(found.gate.threshold, scores(40))
     assert found.record["false_open"]["opened"] == 7
     assert fresh["pictures"] == 40
     # .2 within three standard errors, sqrt(.2 * .8 * 2 / 40) each.
@@ -172,12 +158,11 @@ def test_fresh_prompts_and_seeds_seldom_open_it(tiny_parts):
 # --- the file -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", GATES)
-def test_a_gate_comes_back_as_it_was_written(kind, tmp_path):
+def test_a_gate_comes_back_as_it_was_written(tmp_path):
     path = tmp_path / "fire-neg.gate.json"
-    found = calibrated(GATES[kind], [0.1, 0.2, 0.3, 0.4], 0.5, {"seed": 3})
+    found = calibrated(GATE, [0.1, 0.2, 0.3, 0.4], 0.5, {"seed": 3})
     write_calibration(found, path)
-    assert read_gate(path) == found.gate == replace(GATES[kind], threshold=0.3)
+    assert read_gate(path) == found.gate == replace(GATE, threshold=0.3)
     assert read_calibration(path) == found
     assert found.record["false_open"] == {
         "wanted": 0.5, "measured": 0.25, "opened": 1, "pictures": 4,
@@ -189,18 +174,18 @@ def test_a_gate_comes_back_as_it_was_written(kind, tmp_path):
 
 
 def test_a_closed_gate_is_as_the_one_to_calibrate():
-    assert never_opening(GATES["presence"]) == replace(GATES["presence"], threshold=math.inf)
+    assert never_opening(GATE) == replace(GATE, threshold=math.inf)
 
 
 def test_the_file_stands_beside_the_embedding():
-    assert str(gate_path(["x/fire-neg.safetensors"])) == "x/fire-neg.gate.json"
+    assert str(gate_path(["x/fire-neg.safetensors"])) == "x/fire-neg.gate.safetensors"
     both = ["x/fire-neg.safetensors", "y/snow-neg.pt"]
-    assert str(gate_path(both)) == "x/fire-neg+snow-neg.gate.json"
+    assert str(gate_path(both)) == "x/fire-neg+snow-neg.gate.safetensors"
 
 
 def broken(tmp_path, change):
     path = tmp_path / "bad.gate.json"
-    write_calibration(calibrated(GATES["posterior"], [0.1] * 4, 0.5), path)
+    write_calibration(calibrated(GATE, [0.1] * 4, 0.5), path)
     data = json.loads(path.read_text())
     text = change(data)
     path.write_text(text if isinstance(text, str) else json.dumps(data))
@@ -211,25 +196,26 @@ def broken(tmp_path, change):
     ("change", "words"),
     [
         (lambda d: "{", "cannot be read as JSON"),
-        (lambda d: "[]", "is not a gate; give the .gate.json file"),
+        (lambda d: "[]", "is not a gate; give the .gate.safetensors file"),
         (lambda d: d.update(kind="concept"), "is not a gate"),
-        (lambda d: d.update(version=2), "is of version 2, this ine reads 1"),
+        (lambda d: d.update(version=3), "is of version 3, this ine reads 1 and 2"),
         (
-            lambda d: d.update(gate="presense"),
-            "gate 'presense' is unknown; did you mean 'presence'",
+            lambda d: d.update(gate="recogniton"),
+            "gate 'recogniton' is unknown; did you mean 'recognition'",
         ),
         (lambda d: d.update(gate=None), "gate None is unknown"),
+        (lambda d: d.update(gate="presence"), "gate 'presence' was removed"),
+        (lambda d: d.update(gate="posterior"), "make one with: ine calibrate EMBEDDING --out"),
         (lambda d: d.pop("settings"), "has no settings.threshold"),
         (lambda d: d["settings"].pop("threshold"), "has no settings.threshold"),
-        (lambda d: d["settings"].update(latc=1), "settings.latc is unknown; did you mean 'latch'"),
+        (lambda d: d["settings"].update(prob=1), "settings.prob is unknown; did you mean 'probes'"),
         (lambda d: d["settings"].update(threshold="x"), "settings do not make a gate"),
         (lambda d: d["settings"].update(threshold=math.nan), "threshold is NaN"),
         (lambda d: d["settings"].update(queries=[2]), "give fractions of the run"),
         (lambda d: d["settings"].update(queries=3), "settings do not make a gate"),
         (lambda d: d["settings"].update(window=[0.5]), "none is inside the window"),
         (lambda d: d["settings"].update(window=[0, 2]), "gate window 0..2"),
-        (lambda d: d["settings"]["belief"].update(tau=0), "tau 0"),
-        (lambda d: d["settings"]["belief"].update(x=0), "settings do not make a gate"),
+        (lambda d: d["settings"].update(probes=[]), "has 0 probes for 2 queries"),
     ],
 )
 def test_files_that_are_no_gate(tmp_path, change, words):
@@ -245,29 +231,27 @@ def test_a_gate_that_is_not_there(tmp_path):
         read_gate(tmp_path / "none.gate.json")
 
 
-def test_a_gate_tells_when_it_is_used_elsewhere(tiny_parts):
+def test_a_gate_says_when_it_is_used_elsewhere(tiny_parts):
     record = {
         "sampler": sampler_record(SETTINGS),
         **provenance(tiny_parts, [FIRE, SNOW]),
     }
-    found = calibrated(GATES["presence"], [0.1] * 4, 0.5, record)
+    found = calibrated(GATE, [0.1] * 4, 0.5, record)
     assert check_calibrated(found, [SNOW, FIRE], tiny_parts, SETTINGS) == []
     notes = check_calibrated(found, [FIRE, SNOW], tiny_parts, replace(SETTINGS, steps=9))
     assert notes == [
         "the gate was calibrated with steps 6, here it is 9; its false-open rate may differ"
     ]
-    skipping = replace(SETTINGS, reading=Reading(clip_skip=2))
+    skipping = replace(SETTINGS, reading=TextOptions(clip_skip=2))
     old = replace(found, record={**record, "sampler": {"steps": 6}})
     for gate in (found, old):
         (note,) = check_calibrated(gate, [FIRE, SNOW], tiny_parts, skipping)
         assert "calibrated with clip_skip 1, here it is 2" in note
-    with pytest.raises(
-        EmbeddingError, match="for the embeddings fire-neg, snow-neg, here are fire"
-    ):
-        check_calibrated(found, [FIRE], tiny_parts)
+    (note,) = check_calibrated(found, [FIRE], tiny_parts)
+    assert "taught with the embeddings fire-neg, snow-neg, here are fire-neg; it looks" in note
     twin = replace(SNOW, vectors=(noise(2, 32, seed=9),))
-    with pytest.raises(EmbeddingError, match=r"fire-neg, snow-neg \(other vectors\)"):
-        check_calibrated(found, [FIRE, twin], tiny_parts)
+    (note,) = check_calibrated(found, [FIRE, twin], tiny_parts)
+    assert "here are fire-neg, snow-neg (other vectors)" in note
     other = replace(found, record={**record, "unet_fingerprint": "v1:+1.0", "unet": "esd"})
     (note,) = check_calibrated(other, [FIRE, SNOW], tiny_parts)
     assert "calibrated on the U-Net 'esd', here it is used on 'base'" in note
@@ -279,9 +263,13 @@ def test_a_gate_tells_when_it_is_used_elsewhere(tiny_parts):
 @pytest.fixture
 def command(monkeypatch, tmp_path, run_ine):
     monkeypatch.setitem(COMMANDS, "calibrate", ("ine.cli.calibrate", "calibrate", "Set a gate."))
-    made = shipped("embeddings") / "mini-fire-uce" / "fire-neg.safetensors"
-    shutil.copy(made, tmp_path)
-    few = ("--false-open", 0.3, "--pictures", 4, "--steps", 4, "--batch", 4)
+    # The word's own vector: on the base model its pictures burn.
+    parts = load_parts("mini")
+    token = parts.tokenizers[0]("burning").input_ids[1]
+    vector = parts.text_encoders[0].get_input_embeddings().weight[token]
+    embedding = new_embedding(vector, "fire-neg", "fire", {"ine.base": "mini"})
+    write_embedding(embedding, tmp_path / "fire-neg.safetensors")
+    few = ("--false-open", 0.3, "--pictures", 4, "--steps", 8, "--batch", 8, "--examples", 64)
 
     def run(*args, settings=few):
         return run_ine("calibrate", tmp_path / "fire-neg.safetensors", *settings, *args)
@@ -289,55 +277,36 @@ def command(monkeypatch, tmp_path, run_ine):
     return run
 
 
-def test_calibrate_on_mini(command, tmp_path):
-    result = command()
+def test_calibrate_with_prompts_of_ones_own(command, tmp_path):
+    (tmp_path / "benign.txt").write_text("a dog\na cat\n")
+    out = tmp_path / "mine.json"
+    result = command("--prompts", tmp_path / "benign.txt", "--out", out, "--json")
     assert result.exit_code == 0, result.stderr
-    path = tmp_path / "fire-neg.gate.json"
-    lines = result.stdout.splitlines()
-    assert lines[0].startswith("threshold ")
-    assert lines[1] == "open on 0 of 4 benign pictures (wanted at most 0.3)"
-    assert lines[2].endswith("of 4 of the tuning prompts")
-    assert lines[3] == f"wrote {path}"
-    data = json.loads(path.read_text())
-    assert data["gate"] == "presence"
-    assert data["settings"]["measure"] == "cosine"
-    assert data["false_open"] == {"wanted": 0.3, "measured": 0.0, "opened": 0, "pictures": 4}
-    assert data["prompts"]["source"] == "recipe fire, set benign"
-    made_with = {"scheduler": "ddim", "steps": 4, "guidance_scale": 5.0, "clip_skip": 1}
+    data = json.loads(result.stdout)
+    assert data["gate"] == "recognition"
+    assert data["prompts"]["source"] == "benign.txt"
+    assert data["prompts"]["distinct"] == 2
+    made_with = {"scheduler": "ddim", "steps": 8, "guidance_scale": 5.0, "clip_skip": 1}
     assert data["sampler"] == made_with
     assert [e["trigger"] for e in data["embeddings"]] == ["fire-neg"]
     for key in ("base_fingerprint", "unet_fingerprint"):
         assert data[key].startswith("v1:")
     assert "torch" in data["versions"]
-    assert read_gate(path).threshold == data["settings"]["threshold"]
-    # The same command gives the same bytes; without --force it does nothing.
-    before = path.read_bytes()
-    assert command().exit_code == OutputError.exit_code
-    assert command("--force").exit_code == 0
-    assert path.read_bytes() == before
-
-
-def test_calibrate_with_prompts_of_ones_own(command, tmp_path):
-    (tmp_path / "benign.txt").write_text("a dog\na cat\n")
-    out = tmp_path / "mine.json"
-    result = command(
-        *("--prompts", tmp_path / "benign.txt", "--out", out, "--gate", "posterior", "--json")
-    )
-    assert result.exit_code == 0, result.stderr
-    data = json.loads(result.stdout)
-    assert data["gate"] == "posterior"
-    assert data["prompts"]["source"] == "benign.txt"
-    assert data["prompts"]["distinct"] == 2
-    assert isinstance(read_gate(out), Posterior)
+    found = read_calibration(out)
+    assert found.gate.threshold == data["settings"]["threshold"]
+    assert found.threshold == data["look_ahead"]["probes"][0]["threshold"]
+    assert data["text_width"] == 128
+    # One probe before the run and one at its half, both at its noise level, with a rate each.
+    assert data["look_ahead"]["timestep"] == 376
+    assert data["false_open"]["pictures"] == data["restart_false_open"]["pictures"] == 4
 
 
 @pytest.mark.parametrize(
     ("args", "code", "words"),
     [
-        (("--gate", "presense"), 2, "'presense' is not one of"),
-        (("--gate", "posterior", "--measure", "cosine"), 2, "--measure needs --gate presence"),
+        (("--examples", 3), 2, "3 is not in the range x>=64"),
         (("--false-open", 0), 2, "0 is not in the range"),
-        (("--false-open", "nan"), 1, "false-open rate nan"),
+        (("--false-open", "nan"), 2, "'nan' is not a finite number"),
         (("--pictures", 1), 1, "1 benign pictures cannot tell a rate of 0.3: at least 3"),
         (("--concept", "fier"), 3, "did you mean 'fire'"),
         (("--prompts", "none.txt"), 8, "none.txt: cannot be read"),
@@ -347,7 +316,7 @@ def test_calibrate_with_prompts_of_ones_own(command, tmp_path):
 def test_calibrate_refuses(command, tmp_path, args, code, words):
     result = command(*args)
     assert (result.exit_code, words in result.stderr) == (code, True), result.stderr
-    assert not (tmp_path / "fire-neg.gate.json").exists()
+    assert not (tmp_path / "fire-neg.gate.safetensors").exists()
 
 
 def test_calibrate_needs_an_embedding(command, run_ine):
@@ -358,48 +327,53 @@ def test_calibrate_needs_an_embedding(command, run_ine):
 
 def test_a_gate_that_recognises_is_taught_resumed_and_used(command, tmp_path, run_ine):
     settings = ("--steps", 8, "--batch", 8, "--false-open", 0.1, "--pictures", 24, "--examples", 64)
-    args = ("--gate", "recognition")
-    result = command(*args, settings=settings)
+    result = command(settings=settings)
     assert result.exit_code == 0, result.stderr
-    path = tmp_path / "fire-neg.gate.json"
-    data = json.loads(path.read_text())
-    assert data["settings"]["concept"] == "fire"
+    path = tmp_path / "fire-neg.gate.safetensors"
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith("threshold ")
+    assert lines[1] == "open on 1 of 24 benign pictures (wanted at most 0.1)"
+    assert lines[2].endswith("of 24 of the tuning prompts")
+    assert lines[3] == f"wrote {path}"
+    calibration = read_calibration(path)
+    data = calibration.record
+    assert data["prompts"]["source"] == "recipe fire, benign and preserved"
+    assert calibration.gate.concept == "fire"
+    assert [one.concept for one in calibration.look_ahead.probes] == ["fire"]
     assert data["examples"]["absent"]["drawn"] == 64
     assert 32 <= data["examples"]["shown-fire-neg"]["kept"] <= 64
     assert data["examples"]["rule"] == "mini-fire@0.5"
     # Some units lost: they alone are drawn again, and the gate is the same.
-    before, units = path.read_bytes(), sorted((tmp_path / "fire-neg.gate.json.run").iterdir())
+    before, units = (
+        path.read_bytes(),
+        sorted((tmp_path / "fire-neg.gate.safetensors.run").iterdir()),
+    )
     assert len(units) == 16
     times = {unit: unit.stat().st_mtime_ns for unit in units}
     units[3].unlink()
-    assert command(*args, "--force", settings=settings).exit_code == 0
+    # Without --force nothing is overwritten.
+    assert command(settings=settings).exit_code == OutputError.exit_code
+    assert command("--force", settings=settings).exit_code == 0
     assert path.read_bytes() == before
     changed = [u for u in units if u.stat().st_mtime_ns != times[u]]
     assert changed == [units[3]]
-    out = tmp_path / "pictures"
-    result = run_ine(
-        "generate",
-        *("--model", "mini", "--negative-embedding", tmp_path / "fire-neg.safetensors"),
-        *("--prompt", "a dog on fire", "--prompt", "a dog", "--steps", 8, "--out", out),
-        *("--guidance", "additive", "--gate", path, "--rewind", "--gate-window", "0:0.6"),
-    )
-    assert result.exit_code == 0, result.stderr
-    rows = [json.loads(line) for line in (out / "index.jsonl").read_text().splitlines()]
-    burning, plain = rows
+
+    def generate(folder, *args):
+        result = run_ine(
+            "generate",
+            *("--model", "mini", "--negative-embedding", tmp_path / "fire-neg.safetensors"),
+            *("--prompt", "a dog on fire", "--prompt", "a dog", "--steps", 8, "--out", folder),
+            *("--guidance", "additive", "--gate", path, "--gate-window", "0:0.6", *args),
+        )
+        assert result.exit_code == 0, result.stderr
+        return [json.loads(line) for line in (folder / "index.jsonl").read_text().splitlines()]
+
+    burning, plain = generate(tmp_path / "late", "--restart", "--no-look-ahead")
     assert len(burning["attempts"]) > 1 == len(plain["attempts"])
     assert burning["unet_calls"] > plain["unet_calls"] > 16
     assert not plain["left"]
-
-
-@pytest.mark.parametrize(
-    ("args", "words"),
-    [
-        (("--examples", 64), "--examples needs --gate recognition"),
-        (("--base-examples",), "--base-examples needs --gate recognition"),
-        (("--gate", "recognition", "--examples", 3), "3 is not in the range x>=64"),
-    ],
-)
-def test_examples_that_make_no_sense(command, args, words):
-    result = command(*args)
-    assert result.exit_code == 2
-    assert words in result.stderr
+    # A look-ahead steers from the first step, and nothing is restarted.
+    burning, plain = generate(tmp_path / "ahead")
+    assert burning["gate"]["opened"][:2] == [0, "fire"]
+    assert plain["gate"]["opened"] is None
+    assert burning["unet_calls"] == plain["unet_calls"] + 5

@@ -8,17 +8,14 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from unet_states import STRICT, nested, only, strict
 
 from ine.errors import CheckpointError
-from ine.models.checkpoints import (
-    lay_weights,
-    read_weights,
-    weights_metadata,
-    write_unet_weights,
-)
-from ine.models.fit import same_values
-
-STRICT = ("attn2.to_k.weight", "attn2.to_v.weight")
+from ine.weights.apply import apply_weights
+from ine.weights.files import write_unet_weights
+from ine.weights.fit import same_values
+from ine.weights.read import read_weights, weights_metadata
+from ine.weights.unlearned import AppliedWeights
 
 
 @pytest.fixture
@@ -29,23 +26,6 @@ def state(tiny_parts):
         name: tensor + 0.05 * torch.randn(tensor.shape, generator=generator)
         for name, tensor in tiny_parts.unet.state_dict().items()
     }
-
-
-def only(state, test):
-    return {name: tensor for name, tensor in state.items() if test(name)}
-
-
-def cross(state):
-    return only(state, lambda name: name.endswith(STRICT))
-
-
-def nested(state):
-    """As alt_esd_diffusers.py writes: {"unet.<module path>": {"weight": T, "bias": T}}."""
-    made = {}
-    for name, tensor in state.items():
-        module, leaf = name.rsplit(".", 1)
-        made.setdefault(f"unet.{module}", {"weight": None, "bias": None})[leaf] = tensor
-    return made
 
 
 def predict(parts):
@@ -59,7 +39,7 @@ def predict(parts):
 def refusal(parts, path, *words):
     """The message of a refusal; it starts with the path and holds all words."""
     with pytest.raises(CheckpointError) as caught:
-        lay_weights(parts, path)
+        apply_weights(parts, path)
     text = str(caught.value)
     assert text.startswith(str(path))
     for word in words:
@@ -67,25 +47,25 @@ def refusal(parts, path, *words):
     return text
 
 
-# Layouts that are laid.
+# Layouts that are applied.
 
 
 @pytest.mark.parametrize("ending", [".safetensors", ".pt", ".pth", ".bin", ".ckpt"])
 def test_a_full_state_dict_replaces_everything(tiny_parts, state, tmp_path, ending):
     path = tmp_path / f"full{ending}"
     save_file(state, path) if ending == ".safetensors" else torch.save(state, path)
-    parts, weights = lay_weights(tiny_parts, path)
+    parts, weights = apply_weights(tiny_parts, path)
     assert weights.layout == "full diffusers UNet"
     assert weights.method == "full fine-tuning"
     assert weights.replaced == weights.changed == weights.total == len(state)
-    laid = parts.unet.state_dict()
-    assert all(torch.equal(laid[name], state[name]) for name in state)
+    applied = parts.unet.state_dict()
+    assert all(torch.equal(applied[name], state[name]) for name in state)
 
 
-def test_laying_changes_the_prediction_and_not_the_base(tiny_parts, state, tmp_path):
-    save_file(cross(state), tmp_path / "part.safetensors")
+def test_applying_changes_the_prediction_and_not_the_base(tiny_parts, state, tmp_path):
+    save_file(strict(state), tmp_path / "part.safetensors")
     before = predict(tiny_parts)
-    parts, _ = lay_weights(tiny_parts, tmp_path / "part.safetensors")
+    parts, _ = apply_weights(tiny_parts, tmp_path / "part.safetensors")
     assert not torch.allclose(predict(parts), before, atol=1e-4)
     assert torch.equal(predict(tiny_parts), before)
     assert parts.unet is not tiny_parts.unet
@@ -102,7 +82,7 @@ def test_a_partial_file_leaves_all_other_tensors_bit_equal(tiny_parts, state, tm
     part = {name: state[name] for name, kept in zip(state, keep, strict=True) if kept}
     save_file(part, tmp_path / "part.safetensors")
     base = {name: t.clone() for name, t in tiny_parts.unet.state_dict().items()}
-    parts, weights = lay_weights(tiny_parts, tmp_path / "part.safetensors")
+    parts, weights = apply_weights(tiny_parts, tmp_path / "part.safetensors")
     for name, tensor in parts.unet.state_dict().items():
         assert torch.equal(tensor, part.get(name, base[name]))
         assert torch.equal(tiny_parts.unet.state_dict()[name], base[name])
@@ -129,17 +109,17 @@ def test_the_likely_method_of_a_partial_file(tiny_parts, state, tmp_path, test, 
     part = {name: tensor.to(dtype) for name, tensor in only(state, test).items()}
     save_file(part, tmp_path / "x.safetensors")
     assert read_weights(tmp_path / "x.safetensors").method == method
-    _, weights = lay_weights(tiny_parts, tmp_path / "x.safetensors")
+    _, weights = apply_weights(tiny_parts, tmp_path / "x.safetensors")
     assert weights.method == method
     assert f"likely {method}" in weights.describe()
 
 
-def test_a_full_file_tells_its_method_by_what_differs(tiny_parts, state, tmp_path):
-    full = {**tiny_parts.unet.state_dict(), **cross(state)}
+def test_a_full_file_shows_its_method_by_what_differs(tiny_parts, state, tmp_path):
+    full = {**tiny_parts.unet.state_dict(), **strict(state)}
     torch.save(full, tmp_path / "erased.pt")
-    _, weights = lay_weights(tiny_parts, tmp_path / "erased.pt")
+    _, weights = apply_weights(tiny_parts, tmp_path / "erased.pt")
     assert weights.method == "UCE, RECE or Concept Ablation"
-    assert (weights.replaced, weights.changed) == (len(full), len(cross(state)))
+    assert (weights.replaced, weights.changed) == (len(full), len(strict(state)))
 
 
 @pytest.mark.parametrize(
@@ -170,27 +150,30 @@ def test_a_full_file_tells_its_method_by_what_differs(tiny_parts, state, tmp_pat
 def test_wrapped_state_dicts(tiny_parts, state, tmp_path, wrap, layout):
     part = only(state, lambda name: ".attn2." in name)
     torch.save(wrap(part), tmp_path / "x.pt")
-    parts, weights = lay_weights(tiny_parts, tmp_path / "x.pt")
+    parts, weights = apply_weights(tiny_parts, tmp_path / "x.pt")
     assert weights.layout == layout
     assert weights.tensors.keys() == part.keys()
     assert weights.method == "ESD-x"
-    laid = parts.unet.state_dict()
-    assert all(torch.equal(laid[name], part[name]) for name in part)
+    applied = parts.unet.state_dict()
+    assert all(torch.equal(applied[name], part[name]) for name in part)
 
 
-def test_a_prefix_is_stripped_once(tiny_parts, state, tmp_path):
+def test_prefixes_are_stripped_one_after_the_other(tiny_parts, state, tmp_path):
     torch.save({f"module.unet.{k}": v for k, v in state.items()}, tmp_path / "x.pt")
-    refusal(tiny_parts, tmp_path / "x.pt", "no known layout", "module.unet.conv_in.weight")
+    weights = apply_weights(tiny_parts, tmp_path / "x.pt")[1]
+    assert weights.layout == "full diffusers UNet (prefix 'module.unet.')"
+    torch.save({"module.unet.conv_in.other": torch.ones(1)}, tmp_path / "x.pt")
+    refusal(tiny_parts, tmp_path / "x.pt", "has no key", "module.unet.conv_in.other")
 
 
 def test_torch_files_of_the_format_before_zip(tiny_parts, state, tmp_path):
     torch.save(state, tmp_path / "x.pt", _use_new_zipfile_serialization=False)
-    assert lay_weights(tiny_parts, tmp_path / "x.pt")[1].changed == len(state)
+    assert apply_weights(tiny_parts, tmp_path / "x.pt")[1].changed == len(state)
 
 
 def test_content_decides_and_not_the_ending(tiny_parts, state, tmp_path):
     save_file(state, tmp_path / "renamed.pt")
-    assert lay_weights(tiny_parts, tmp_path / "renamed.pt")[1].changed == len(state)
+    assert apply_weights(tiny_parts, tmp_path / "renamed.pt")[1].changed == len(state)
 
 
 @pytest.mark.parametrize("safe", [True, False])
@@ -198,7 +181,7 @@ def test_a_unet_folder(tiny_parts, state, tmp_path, safe):
     unet = copy.deepcopy(tiny_parts.unet)
     unet.load_state_dict(state)
     unet.save_pretrained(tmp_path / "unet", safe_serialization=safe)
-    parts, weights = lay_weights(tiny_parts, tmp_path / "unet")
+    parts, weights = apply_weights(tiny_parts, tmp_path / "unet")
     assert weights.layout == "full diffusers UNet (UNet folder)"
     assert torch.equal(predict(parts), predict(tiny_parts.with_unet(unet, "x")))
 
@@ -208,7 +191,7 @@ def test_a_unet_folder_in_shards(tiny_parts, state, tmp_path):
     unet.load_state_dict(state)
     unet.save_pretrained(tmp_path / "unet", max_shard_size="100KB")
     assert len(list((tmp_path / "unet").glob("*.safetensors"))) > 1
-    assert lay_weights(tiny_parts, tmp_path / "unet")[1].changed == len(state)
+    assert apply_weights(tiny_parts, tmp_path / "unet")[1].changed == len(state)
 
 
 @pytest.fixture
@@ -219,7 +202,7 @@ def pipeline(tiny_folder, tmp_path):
 
 def test_a_pipeline_folder_gives_its_unet(tiny_parts, state, pipeline):
     save_file(state, pipeline / "unet" / "diffusion_pytorch_model.safetensors")
-    parts, weights = lay_weights(tiny_parts, pipeline)
+    parts, weights = apply_weights(tiny_parts, pipeline)
     assert weights.layout == "full diffusers UNet (pipeline folder)"
     assert (weights.changed, weights.text_encoder) == (len(state), None)
     assert parts.text_encoders == tiny_parts.text_encoders
@@ -236,7 +219,7 @@ def test_a_pipeline_folder_gives_its_text_encoder_if_it_differs(tiny_parts, pipe
         encoder["text_model.embeddings.position_ids"] = torch.arange(77)[None]
     save_file(encoder, path)
     before = tiny_parts.text_encoders[0].state_dict()
-    parts, weights = lay_weights(tiny_parts, pipeline)
+    parts, weights = apply_weights(tiny_parts, pipeline)
     assert (weights.changed, weights.encoder_changed) == (0, 1)
     assert list(weights.text_encoder) == ["text_encoder." + _own(key, before)]
     assert not weights.is_base
@@ -253,29 +236,29 @@ def _own(key, names):
 
 def test_a_delta_with_a_text_encoder(tiny_parts, state, tmp_path):
     encoder = {n: t + 1 for n, t in tiny_parts.text_encoders[0].state_dict().items()}
-    torch.save({"unet": cross(state), "text_encoder": encoder}, tmp_path / "delta.bin")
-    parts, weights = lay_weights(tiny_parts, tmp_path / "delta.bin")
+    torch.save({"unet": strict(state), "text_encoder": encoder}, tmp_path / "delta.bin")
+    parts, weights = apply_weights(tiny_parts, tmp_path / "delta.bin")
     assert weights.encoder_changed == len(encoder)
-    laid = parts.text_encoders[0].state_dict()
-    assert all(torch.equal(laid[n], encoder[n]) for n in encoder)
+    applied = parts.text_encoders[0].state_dict()
+    assert all(torch.equal(applied[n], encoder[n]) for n in encoder)
 
 
 # What it says.
 
 
 def test_reading_needs_no_base(state, tmp_path):
-    save_file(cross(state), tmp_path / "x.safetensors")
+    save_file(strict(state), tmp_path / "x.safetensors")
     weights = read_weights(str(tmp_path / "x.safetensors"))
     assert weights.layout == "diffusers UNet"
-    assert weights.replaced == len(cross(state))
-    assert weights.changed is None
-    assert f"replaces {len(cross(state))} UNet tensors." in weights.describe()
+    assert weights.replaced == len(strict(state))
+    assert not isinstance(weights, AppliedWeights)
+    assert f"replaces {len(strict(state))} UNet tensors." in weights.describe()
 
 
-def test_a_file_that_equals_the_base_is_laid_and_says_so(tiny_parts, tmp_path, caplog):
+def test_a_file_that_equals_the_base_is_applied_and_says_so(tiny_parts, tmp_path, caplog):
     save_file(tiny_parts.unet.state_dict(), tmp_path / "same.safetensors")
     with caplog.at_level(logging.WARNING, "ine"):
-        parts, weights = lay_weights(tiny_parts, tmp_path / "same.safetensors")
+        parts, weights = apply_weights(tiny_parts, tmp_path / "same.safetensors")
     assert (weights.changed, weights.is_base) == (0, True)
     assert "nothing was unlearned" in weights.describe()
     assert "nothing was unlearned" in caplog.text
@@ -286,8 +269,8 @@ def test_a_file_that_equals_the_base_is_laid_and_says_so(tiny_parts, tmp_path, c
 
 
 def test_a_file_that_differs_gives_no_warning(tiny_parts, state, tmp_path, caplog):
-    save_file(cross(state), tmp_path / "x.safetensors")
-    _, weights = lay_weights(tiny_parts, tmp_path / "x.safetensors")
+    save_file(strict(state), tmp_path / "x.safetensors")
+    _, weights = apply_weights(tiny_parts, tmp_path / "x.safetensors")
     assert "nothing was unlearned" not in weights.describe()
     assert not caplog.records
 
@@ -297,7 +280,7 @@ def test_rounding_to_a_coarser_dtype_is_no_difference(tiny_parts, state, tmp_pat
     rounded = {n: t.to(dtype) for n, t in tiny_parts.unet.state_dict().items()}
     changed = "conv_in.weight"
     save_file(rounded | {changed: state[changed].to(dtype)}, tmp_path / "x.safetensors")
-    parts, weights = lay_weights(tiny_parts, tmp_path / "x.safetensors")
+    parts, weights = apply_weights(tiny_parts, tmp_path / "x.safetensors")
     assert weights.changed == 1
     assert parts.dtype == torch.float32
 
@@ -314,9 +297,9 @@ def test_float16_and_bfloat16_copies_of_one_tensor_are_equal():
 
 def test_metadata_names_method_and_concept(tiny_parts, state, tmp_path):
     path = tmp_path / "x.safetensors"
-    write_unet_weights(path, cross(state), {"ine.method": "uce", "ine.concept": "fire"})
+    write_unet_weights(path, strict(state), {"ine.method": "uce", "ine.concept": "fire"})
     assert weights_metadata(path) == {"ine.method": "uce", "ine.concept": "fire"}
-    parts, weights = lay_weights(tiny_parts, path)
+    parts, weights = apply_weights(tiny_parts, path)
     assert weights.method == "uce"
     assert "uce by its metadata, concept 'fire'" in weights.describe()
     assert parts.unet_name == "x.safetensors (uce)"
@@ -481,7 +464,7 @@ def test_no_matching_key(tiny_parts, tmp_path):
     ("width", "family"), [(768, "sd1"), (1024, "sd2"), (2048, "sdxl"), (128, "mini")]
 )
 def test_another_family_names_both(tiny_parts, state, tmp_path, width, family):
-    part = {name: torch.zeros(len(tensor), width) for name, tensor in cross(state).items()}
+    part = {name: torch.zeros(len(tensor), width) for name, tensor in strict(state).items()}
     save_file(part, tmp_path / "x.safetensors")
     ours = f"is {tiny_parts.family} (width {tiny_parts.width})"
     theirs = f"made for {family} (cross-attention width {width})"
@@ -490,7 +473,7 @@ def test_another_family_names_both(tiny_parts, state, tmp_path, width, family):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_nan_and_infinity(tiny_parts, state, tmp_path, value):
-    part = cross(state)
+    part = strict(state)
     name = list(part)[1]
     part[name][3, 5] = value
     save_file(part, tmp_path / "x.safetensors")
@@ -508,7 +491,7 @@ def test_settings_that_leave_shapes_alone(tiny_parts, pipeline):
     refusal(tiny_parts, pipeline / "unet", "attention_head_dim is 8", "is 4")
     refusal(tiny_parts, pipeline, "attention_head_dim")
     path.write_text(json.dumps(json.loads(path.read_text()) | {"attention_head_dim": [4, 4]}))
-    lay_weights(tiny_parts, pipeline / "unet")
+    apply_weights(tiny_parts, pipeline / "unet")
 
 
 def test_another_prediction_type(tiny_parts, pipeline):
@@ -562,7 +545,7 @@ def test_a_header_length_that_looks_like_a_pickle(tmp_path):
 
 
 def test_metadata_of_others(tmp_path, state):
-    save_file(cross(state), tmp_path / "plain.safetensors")
+    save_file(strict(state), tmp_path / "plain.safetensors")
     torch.save(state, tmp_path / "x.pt")
     assert weights_metadata(tmp_path / "plain.safetensors") == {}
     assert weights_metadata(tmp_path / "x.pt") == {}

@@ -17,11 +17,12 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from ine.embedding import new_embedding, read_embedding, write_embedding
-from ine.judging.detectors import DETECTORS
-from ine.models.checkpoints import write_unet_weights
-from ine.pictures import blur, contact_sheet, read_picture, write_png
+from ine.detectors.table import DETECTORS
+from ine.display import blur, contact_sheet
+from ine.embeddings.embedding import new_embedding, read_embedding, write_embedding
+from ine.pictures import read_picture, write_png
 from ine.unlearning.esd import esd
+from ine.weights.files import write_unet_weights
 
 TINY_RECIPE = {
     "kind": "concept",
@@ -175,15 +176,16 @@ def test_unlearn_invert_generate_in_a_row(run_ine, place, recipe_file, tiny_fold
     done = run_ine("invert", "--concept", recipe_file, "--unet", "fire-uce.safetensors")
     assert done.exit_code == 0, done.stderr
     assert "pictures: " in done.stdout
-    assert "step 3: recovery " in done.stdout
+    assert "step 3: left on tuning prompts " in done.stdout
+    assert "recovery, with the vectors as the prompt: " in done.stdout
     assert done.stdout.count("  <- kept") == 1
     assert "wrote fire-neg.safetensors: 2 x 32, trigger 'fire-neg'" in done.stdout
     assert f"base model {tiny_folder} (from recipe fire)" in done.stderr
-    assert "UCE by its metadata" in done.stderr
+    assert "UCE (sequence variant) by its metadata" in done.stderr
     assert "Warning: used as a prompt, these vectors bring the concept back" in done.stderr
     embedding = read_embedding("fire-neg.safetensors")
     assert (embedding.count, embedding.width, embedding.concept) == (2, 32, "fire")
-    assert embedding.metadata["ine.unet"] == "fire-uce.safetensors (UCE)"
+    assert embedding.metadata["ine.unet"] == "fire-uce.safetensors (UCE (sequence variant))"
 
     # The line that is printed is a command that works.
     (line,) = [x for x in done.stdout.splitlines() if x.startswith("use it: ine ")]
@@ -317,9 +319,26 @@ def test_a_dry_run_of_unlearn_shows_all_settings(run_ine, place, recipe_file):
     assert done.exit_code == 0, done.stderr
     plan = json.loads(done.stdout)
     assert plan["esd"] | {"iterations": 4, "group": "x-strict", "steps": 3} == plan["esd"]
-    assert plan["esd"]["negative_guidance"] == 2.0
+    assert plan["esd"]["negative_guidance"] == 1.0
     assert plan["prompts"] == {"concepts": 2, "targets": 2, "preserve": 2}
     assert files(place) == []
+
+
+def test_another_variant_of_uce_has_its_own_strengths(run_ine, place):
+    """A recipe's strengths are of means over tokens; with sums they would erase hardly anything."""
+    own = run_ine("unlearn", "--concept", "fire", "--dry-run")
+    assert json.loads(own.stdout)["uce"] == {
+        **{"erase_scale": 0.01, "preserve_scale": 1.0, "ridge": 0.01, "variant": "sequence"}
+    }
+    done = run_ine("unlearn", "--concept", "fire", "--variant", "paper", "--dry-run")
+    assert json.loads(done.stdout)["uce"] == {
+        **{"erase_scale": 1.0, "preserve_scale": 0.1, "ridge": 0.5, "variant": "paper"}
+    }
+    assert "erase_scale, preserve_scale, ridge of the recipe belong to another" in done.stderr
+    mixed = run_ine(
+        *("unlearn", "--concept", "fire", "--variant", "paper", "--ridge", "0.1", "--dry-run")
+    )
+    assert json.loads(mixed.stdout)["uce"]["ridge"] == 0.1
 
 
 def test_a_dry_run_says_whether_the_detector_is_there(run_ine, place, monkeypatch):
@@ -367,7 +386,7 @@ def test_nudity_on_a_tiny_model_from_end_to_end(
 ):
     written = []
     real = write_png
-    for module in ("ine.inversion.concept", "ine.gallery"):
+    for module in ("ine.inversion.concept", "ine.gallery.fill"):
         monkeypatch.setattr(
             f"{module}.write_png", lambda path, *a: (written.append(path), real(path, *a))
         )
@@ -616,7 +635,7 @@ def test_an_unknown_concept_suggests_a_known_one(run_ine, place, command):
     assert "did you mean 'nudity'" in done.stderr
 
 
-def test_a_recipe_that_tells_erasers_nothing(run_ine, place, tmp_path, tiny_folder):
+def test_a_recipe_without_an_erase_section(run_ine, place, tmp_path, tiny_folder):
     silent = {k: v for k, v in TINY_RECIPE.items() if k != "erase"}
     (place / "silent.yaml").write_text(yaml.safe_dump({**silent, "base": str(tiny_folder)}))
     done = run_ine("unlearn", "--concept", "silent.yaml", "--dry-run")
@@ -731,7 +750,7 @@ def test_a_detector_that_is_not_installed(run_ine, place, tiny_folder, monkeypat
 # --------------------------------------------------------------------------------- outputs
 
 
-def test_what_exists_is_replaced_only_when_told_to(run_ine, place, recipe_file, judge):
+def test_what_exists_is_replaced_only_with_force(run_ine, place, recipe_file, judge):
     (place / "fire-neg.safetensors").write_text("mine")
     (place / "fire-uce.safetensors").write_text("mine too")
     short = ("--set", "inversion.steps=3")
@@ -880,7 +899,7 @@ def test_generate_is_resumed_after_ctrl_c(run_ine, place, tiny_folder, monkeypat
     )
     assert run_ine(*command, "whole").exit_code == 0
     with monkeypatch.context() as patch:
-        interrupt_at(patch, "ine.sampling.decode_latents", 2)
+        interrupt_at(patch, "ine.sampling.pictures.decode", 2)
         stopped = run_ine(*command, "cut")
     assert stopped.exit_code == 130
     assert files(place / "cut") == ["00000-seed0.png", "00001-seed1.png", "index.jsonl"]
@@ -896,7 +915,7 @@ def test_a_bug_is_called_a_bug(run_ine, place, tiny_folder, monkeypatch):
     def broken(*_args, **_kwargs):
         raise ZeroDivisionError("division by zero")
 
-    monkeypatch.setattr("ine.sampling.decode_latents", broken)
+    monkeypatch.setattr("ine.sampling.pictures.decode", broken)
     done = run_ine("generate", "--model", tiny_folder, "--prompt", "x", "--steps", 1)
     assert done.exit_code == 70
     assert "This is a bug in ine" in done.stderr

@@ -7,11 +7,17 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
-from ine.cli.unet import bars
-from ine.models.anatomy import block_of, change_sizes, kind_of
-from ine.models.checkpoints import lay_weights, weights_metadata
+from ine.cli.unet_facts import bars
+from ine.weights.apply import apply_weights
+from ine.weights.inspect import block_of, grouped, kind_of, square_sums
+from ine.weights.read import weights_metadata
 
 STRICT = ("attn2.to_k.weight", "attn2.to_v.weight")
+
+
+def change_sizes(base, values, names, group):
+    """What the command shows: {group: |W' - W| / |W|}."""
+    return grouped(square_sums(base, values, names), group)
 
 
 @pytest.fixture
@@ -108,16 +114,20 @@ def test_show_uses_the_base_that_the_file_names(run_ine, cross, tiny_folder, tmp
 
 
 def test_sizes_are_relative_norms(tiny_parts, cross):
-    laid, weights = lay_weights(tiny_parts, cross)
-    found = change_sizes(tiny_parts.unet, laid.unet, weights.differing, lambda name: name)
+    merged, weights = apply_weights(tiny_parts, cross)
+    found = change_sizes(
+        tiny_parts.unet, merged.unet.state_dict(), weights.differing, lambda name: name
+    )
     for name, size in found.items():
         moved = 0.0
         if name.endswith(STRICT):
             moved = 0.2 if name.startswith("up") else 0.1
         assert size == pytest.approx(moved, abs=1e-5)
-    whole = change_sizes(tiny_parts.unet, laid.unet, weights.differing, lambda name: "all")["all"]
+    whole = change_sizes(
+        tiny_parts.unet, merged.unet.state_dict(), weights.differing, lambda name: "all"
+    )["all"]
     a, b = (
-        torch.cat([t.flatten() for t in p.unet.state_dict().values()]) for p in (tiny_parts, laid)
+        torch.cat([t.flatten() for t in p.unet.state_dict().values()]) for p in (tiny_parts, merged)
     )
     assert whole == pytest.approx(((b - a).norm() / a.norm()).item(), rel=1e-4)
 
@@ -126,10 +136,10 @@ def test_rounding_is_no_change(tiny_parts, tmp_path):
     state = {n: t.bfloat16() for n, t in tiny_parts.unet.state_dict().items()}
     state["conv_in.bias"] = state["conv_in.bias"] + 1
     save_file(state, tmp_path / "x.safetensors")
-    laid, weights = lay_weights(tiny_parts, tmp_path / "x.safetensors")
-    found = change_sizes(tiny_parts.unet, laid.unet, weights.differing, block_of)
+    merged, weights = apply_weights(tiny_parts, tmp_path / "x.safetensors")
+    found = change_sizes(tiny_parts.unet, merged.unet.state_dict(), weights.differing, block_of)
     assert [block for block, size in found.items() if size] == ["conv_in"]
-    everything = change_sizes(tiny_parts.unet, laid.unet, state, block_of)
+    everything = change_sizes(tiny_parts.unet, merged.unet.state_dict(), state, block_of)
     assert everything["mid_block"] > 0
 
 
@@ -156,7 +166,7 @@ def test_export_as_diffusers(run_ine, cross, lora, tiny_folder, tiny_parts, tmp_
     assert facts["tensors"] == len(tiny_parts.unet.state_dict())
     unet = UNet2DConditionModel.from_config(dict(tiny_parts.unet.config))
     unet.load_state_dict(load_file(out))
-    again, weights = lay_weights(tiny_parts, out)
+    again, weights = apply_weights(tiny_parts, out)
     assert weights.layout == "full diffusers UNet"
     assert weights.changed == len(load_file(cross)) + 1
     name = next(n for n in load_file(cross) if n.startswith("up"))
@@ -179,12 +189,12 @@ def test_export_as_a_single_file(run_ine, cross, tiny_folder, tiny_parts, tmp_pa
     result = run_ine("unet", "export", cross, *args)
     assert result.exit_code == 0, result.output
     assert "UNet, VAE and text encoder under CompVis names" in result.stdout
-    laid, _ = lay_weights(tiny_parts, cross)
+    merged, _ = apply_weights(tiny_parts, cross)
     wanted = torch.float16 if dtype == "float16" else torch.float32
     # Judged by the loader of diffusers, from the model's own configuration.
     for kind, folder, ours in (
-        (UNet2DConditionModel, "unet", laid.unet),
-        (AutoencoderKL, "vae", laid.vae),
+        (UNet2DConditionModel, "unet", merged.unet),
+        (AutoencoderKL, "vae", merged.vae),
     ):
         module = kind.from_single_file(
             str(out), config=str(tiny_folder), subfolder=folder, local_files_only=True
@@ -196,7 +206,7 @@ def test_export_as_a_single_file(run_ine, cross, tiny_folder, tiny_parts, tmp_pa
     keys = load_file(out)
     assert "cond_stage_model.transformer.text_model.final_layer_norm.weight" in keys
     assert {t.dtype for t in keys.values()} == {wanted}
-    again, weights = lay_weights(tiny_parts, out)
+    again, weights = apply_weights(tiny_parts, out)
     assert weights.layout == "full CompVis checkpoint"
     assert weights.changed == len(load_file(cross))
     assert weights.encoder_changed == 0
@@ -210,7 +220,7 @@ def test_export_says_when_a_text_encoder_is_left_behind(run_ine, tiny_parts, tin
     assert "text encoder differs too" in run_ine(*args, tmp_path / "a.safetensors").stderr
     result = run_ine(*args, tmp_path / "b.safetensors", "--single-file")
     assert "text encoder differs too" not in result.stderr
-    assert lay_weights(tiny_parts, tmp_path / "b.safetensors")[1].encoder_changed == len(encoder)
+    assert apply_weights(tiny_parts, tmp_path / "b.safetensors")[1].encoder_changed == len(encoder)
 
 
 def test_export_refuses(run_ine, cross, tiny_folder, tmp_path):

@@ -10,32 +10,31 @@ import pytest
 import torch
 
 import ine.cli
-from ine.embedding import new_embedding, write_embedding
+import ine.evaluation.run as engine
+from ine.calibration.check import provenance
+from ine.calibration.features import noised_features
+from ine.detectors.features import PictureFeatures
+from ine.embeddings.embedding import new_embedding, write_embedding
 from ine.errors import EmbeddingError, IneError, PromptError, RecipeError
-from ine.evaluation.compare import (
-    Choice,
-    Look,
-    compare,
-    negatives_of,
-    picture_grid,
-    read_strengths,
-    run_compare,
-    set_cases,
-    steers_nothing,
-)
-from ine.evaluation.defences import UNDEFENDED
-from ine.evaluation.frontier import DARK, LIGHT, Curve, Point, frontier_svg
-from ine.evaluation.metrics import Estimate
-from ine.evaluation.report import Drawing, Report, Section, write_report
+from ine.evaluation import readings
+from ine.evaluation.grid import GridModel
+from ine.evaluation.stats import Estimate
 from ine.guidance.additive import Additive
 from ine.guidance.cfg import ClassifierFree
+from ine.guidance.gate_file import Calibration, write_calibration
 from ine.guidance.negative import Negative
-from ine.guidance.recognition import Probe, Recognition
+from ine.guidance.probe import Probe, ProbeGate
 from ine.guidance.table import METHODS, describe
-from ine.inversion.examples import noised_features
 from ine.models.loading import load_parts
 from ine.recipe import load_recipe
+from ine.report.frontier import DARK, LIGHT, Curve, Point, frontier_svg
+from ine.report.page import write_report
+from ine.report.values import Drawing, Report, Section
 from ine.sampling import SamplerSettings
+from ine.studies.cases import set_cases
+from ine.studies.compare import check, read_strengths, run_compare, run_grids, steers_nothing
+from ine.studies.compare_page import picture_grid
+from ine.studies.comparison import Choice, Comparison, entries_of
 
 SVG = "{http://www.w3.org/2000/svg}"
 NASTY = '<b onload="x">&'
@@ -82,6 +81,15 @@ def test_the_drawing_is_well_formed_and_names_everything():
     assert "Share with fire" in about["frontier-title"]
     # The figures can be heard too.
     assert f"additive, {NASTY}, 1: 0.05 left, 0.97 preserved." in about["frontier-desc"]
+
+
+def test_long_names_have_room_beside_the_plot():
+    def width(name):
+        root = ElementTree.fromstring(frontier_svg([curve(name, (0.9, 0.1))]))
+        return float(root.get("viewBox").split()[2])
+
+    assert width("cfg, words") == 760
+    assert width("additive-strong, embedding (3 pooled)") > 500 + 60 + 37 * 7
 
 
 def test_points_lie_where_their_figures_say():
@@ -187,31 +195,30 @@ def test_pictures_are_shown_at_the_strength_nearest_to_the_recipes():
 def test_every_method_is_built_and_its_settings_name_its_cells(method):
     words, other = Negative("fire"), Negative("flames")
     strengths = method.strengths or (None,)
-    keys = {describe(method.at(words, s)) for s in strengths}
+    observer = {"observer": "judge:mini-judge", "concept": "fire"}
+    more = observer if method.kind.looks_itself else {}
+    keys = {describe(method.at(words, s, more)) for s in strengths}
     assert len(keys) == len(strengths)
-    assert describe(method.at(other, strengths[0])) not in keys
+    assert describe(method.at(other, strengths[0], more)) not in keys
     embeddings = [new_embedding(torch.full((2, 4), v), "fire-neg", "fire") for v in (0.1, 0.2)]
-    assert len({describe(method.at(Negative("", (e,)), strengths[0])) for e in embeddings}) == 2
+    assert (
+        len({describe(method.at(Negative("", (e,)), strengths[0], more)) for e in embeddings}) == 2
+    )
 
 
-def test_identities_tell_methods_apart():
+def test_identities_differ_between_methods():
     negative = Negative("fire")
     assert describe(ClassifierFree(negative)) != describe(Additive(negative, 5.0))
     assert describe(None) == "None"
 
 
-def test_several_embeddings_are_joined_and_matched():
-    recipe = load_recipe("weapon")
+def test_several_embeddings_are_joined():
     one, two = (new_embedding(torch.ones(2, 4), f"neg-{x}", "weapon") for x in "ab")
-    assert [label for label, _, _ in negatives_of(recipe, [one])] == ["words", "embedding"]
-    found = negatives_of(recipe, [one, two])
-    assert [label for label, _, _ in found] == [
-        "words",
-        "2 embeddings joined",
-        "2 embeddings matched",
-    ]
-    assert found[1][1].prompt() == "neg-a, neg-b"
-    assert found[2][1].prompt() == "neg-a | neg-b"
+    methods = [METHODS["cfg"]]
+    assert [e.label for e in entries_of([one], methods)] == ["words", "embedding"]
+    found = entries_of([one, two], methods)
+    assert [e.label for e in found] == ["words", "2 embeddings joined"]
+    assert [e.in_words for e in found] == [True, False]
 
 
 # --- prompts and judges ------------------------------------------------------------------------
@@ -238,7 +245,7 @@ def test_recipes_without_the_set_lend_their_tuning_prompts_and_nouns():
 
 
 def test_a_detector_without_features_lends_those_of_small_pictures():
-    look = Look(lambda pictures: [{"thing": 0.1} for _ in pictures])
+    look = PictureFeatures(lambda pictures: [{"thing": 0.1} for _ in pictures])
     assert look.measure == "pixel-cosine@16"
     random = np.random.default_rng(0)
     pictures = random.integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
@@ -248,8 +255,8 @@ def test_a_detector_without_features_lends_those_of_small_pictures():
     shifted = look.features(np.roll(pictures, 20, axis=2))
     assert (features * shifted).sum(1)[0] < 0.9 < (features * features).sum(1)[0]
     with_features = type("Judge", (), {"features": lambda self, p: "its own"})()
-    assert Look(with_features).measure == "judge-cosine"
-    assert Look(with_features).features(pictures) == "its own"
+    assert PictureFeatures(with_features).measure == "judge-cosine"
+    assert PictureFeatures(with_features).features(pictures) == "its own"
 
 
 # --- the whole, on the bundled model ------------------------------------------------------------
@@ -275,23 +282,43 @@ def embedding(mini):
     return new_embedding(vectors, "fire-neg", "fire", {"ine.base": "mini"})
 
 
-def prepared(mini, embedding, folder, detector=None, gate=None, **choice):
-    fields = {"methods": ("cfg", "additive"), "strengths": {"additive": (2.0,)}, "count": 4}
-    return compare(
-        mini,
-        load_recipe("fire"),
-        (embedding,),
-        Choice(**fields | choice),
-        FAST,
-        folder,
-        detector or Judge(),
+@pytest.fixture
+def judge(monkeypatch):
+    """Let `Judge` look, which has no features of its own."""
+    monkeypatch.setattr(readings, "load_detector", lambda name: Judge())
+    monkeypatch.setattr("ine.studies.grids.has_features", lambda name: False)
+
+
+@pytest.fixture
+def file(embedding, tmp_path_factory):
+    path = tmp_path_factory.mktemp("neg") / "fire-neg.safetensors"
+    write_embedding(embedding, path)
+    return path
+
+
+def comparison(mini, recipe, files, choice, folder, gate=None):
+    found = Comparison(
+        parts=mini,
+        model=GridModel(name="model", model="mini"),
+        recipe=recipe,
+        files=files,
+        choice=choice,
+        sampler=FAST,
+        folder=folder,
         gate=gate,
     )
+    check(found)
+    return found
 
 
-def test_rows_are_prompts_and_columns_are_methods(mini, embedding, tmp_path):
-    found = prepared(mini, embedding, tmp_path, prompts=("a dog", "a cat in the volcano"))
-    grid = picture_grid(found, found.cell)
+def prepared(mini, file, folder, gate=None, **choice):
+    fields = {"methods": ("cfg", "additive"), "strengths": {"additive": (2.0,)}, "count": 4}
+    return comparison(mini, load_recipe("fire"), (file,), Choice(**fields | choice), folder, gate)
+
+
+def test_rows_are_prompts_and_columns_are_methods(mini, judge, file, tmp_path):
+    found = prepared(mini, file, tmp_path, prompts=("a dog", "a cat in the volcano"))
+    grid = picture_grid(found, run_grids(found)[0])
     assert [label for label, _ in grid.rows] == ["a dog", "a cat in the volcano"]
     assert grid.column_labels == [
         "undefended",
@@ -309,12 +336,13 @@ def test_rows_are_prompts_and_columns_are_methods(mini, embedding, tmp_path):
 
 
 def test_the_report_is_complete_and_flagged_pictures_are_blurred(
-    mini, embedding, tmp_path, monkeypatch
+    mini, judge, file, tmp_path, monkeypatch
 ):
-    told = []
-    found = prepared(mini, embedding, tmp_path)
-    path, table = run_compare(found, on_cell=lambda done, label: told.append((done, label)))
-    assert [done for done, _ in told] == list(range(1, found.total() + 1))
+    counts = []
+    found = prepared(mini, file, tmp_path)
+    path, table = run_compare(found, on_picture=counts.append)
+    assert counts == sorted(counts)
+    assert (counts[0], counts[-1]) == (0, found.total())
     page = path.read_text()
     assert page.count('<label class="veil"><input type="checkbox"') == 4 * 5
     assert page.count("<img ") == 8 * 5
@@ -340,32 +368,36 @@ def test_the_report_is_complete_and_flagged_pictures_are_blurred(
     assert figures["provenance"]["words"] == load_recipe("fire").words.negative_text()
     assert table.columns == data["columns"]
 
-    # A second time nothing is made anew; without blur nothing is veiled.
-    monkeypatch.setattr("ine.evaluation.study.generate", None)
+    # A second time no picture is made; without blur nothing is veiled.
+    monkeypatch.setattr(engine, "make_unit", None)
     path, _ = run_compare(found, blur="show")
     assert 'class="veil"' not in path.read_text()
     assert json.loads((tmp_path / "report.json").read_text()) == figures
 
 
-def test_recipes_about_people_hide_what_is_flagged(mini, embedding, tmp_path):
+def test_recipes_about_people_hide_what_is_flagged(mini, judge, file, tmp_path):
     recipe = load_recipe("fire").model_copy(update={"people": True})
     choice = Choice(methods=("cfg",), prompts=("a dog", "a cat"), count=2)
-    found = compare(mini, recipe, (embedding,), choice, FAST, tmp_path, Judge())
+    found = comparison(mini, recipe, (file,), choice, tmp_path)
     page = run_compare(found)[0].read_text()
     assert "only as a coarse mosaic" in page
     assert 'class="veil"' not in page
 
 
-def test_what_cannot_be_compared_is_said_first(mini, embedding, tmp_path, caplog):
+def test_what_cannot_be_compared_is_said_first(mini, file, tmp_path, tmp_path_factory):
     recipe = load_recipe("fire")
 
-    def prepare(embeddings=(embedding,), **choice):
-        return compare(mini, recipe, embeddings, Choice(**choice), FAST, tmp_path, Judge())
+    def prepare(files=(file,), **choice):
+        return comparison(mini, recipe, files, Choice(**choice), tmp_path)
+
+    other = new_embedding(torch.ones(2, 768), "fire-neg", "fire")
+    wide = tmp_path_factory.mktemp("wide") / "fire-neg.safetensors"
+    write_embedding(other, wide)
 
     with pytest.raises(EmbeddingError, match="give --negative-embedding"):
         prepare(())
     with pytest.raises(EmbeddingError, match="was made for"):
-        prepare((new_embedding(torch.ones(2, 768), "fire-neg", "fire"),))
+        prepare((wide,))
     with pytest.raises(IneError, match="did you mean 'additive'"):
         prepare(methods=("aditive",))
     with pytest.raises(RecipeError, match="no prompt set 'implied'"):
@@ -388,30 +420,44 @@ def test_an_embedding_that_is_the_empty_prompt_is_pointed_out(mini, embedding, t
 # --- the command --------------------------------------------------------------------------------
 
 
-def test_with_a_gate_what_is_begun_anew_stands_beside_what_is_not(mini, embedding, tmp_path):
+def test_with_a_gate_what_restarts_stands_beside_what_does_not(
+    mini, judge, embedding, file, tmp_path
+):
     width = noised_features(
         mini, torch.zeros(1, *mini.latent_shape), 500.0, 0.5, torch.Generator()
     ).shape[1]
-    gate = Recognition(-1.0, (Probe(torch.zeros(width), 0.0),), (0.5,), "fire")
-    found = prepared(mini, embedding, tmp_path, gate=gate, prompts=("a dog", "a cat"))
-    assert [(e.method.name, e.label, e.gate is not None) for e in found.entries] == [
+    gate = ProbeGate(-1.0, (Probe(torch.zeros(width), 0.0),), (0.5,), "fire")
+    record = provenance(mini, [embedding])
+    paths = {}
+    for name, threshold in (("always", -1.0), ("never", 1.0)):
+        paths[name] = tmp_path / f"{name}.gate.json"
+        closed = Calibration(gate=replace(gate, threshold=threshold), record=record)
+        write_calibration(closed, paths[name])
+
+    def shown(gate, strength):
+        """Return the entries, and the pictures of the last one, its plain twin and undefended."""
+        given = {"strengths": {"additive": (strength,)}, "prompts": ("a dog", "a cat"), "count": 2}
+        found = prepared(mini, file, tmp_path / f"seen-{strength}", paths[gate], **given)
+        sheet = run_grids(found)[0]
+        rows = [sheet.row(e.guidance, found.shown(e), e.negative) for e in found.entries[-2:]]
+        return found, [np.stack(sheet.pictures(r, "shown", 2)) for r in (*rows[::-1], sheet.row())]
+
+    found, (always, _, plain) = shown("always", 2.0)
+    assert [(e.method.name, e.label, e.restarts) for e in found.entries] == [
         ("cfg", "words", False),
         ("cfg", "embedding", False),
         ("additive", "words", False),
-        ("additive", "words, begun anew", True),
+        ("additive", "words, restarted", True),
         ("additive", "embedding", False),
-        ("additive", "embedding, begun anew", True),
+        ("additive", "embedding, restarted", True),
     ]
-    always = found.entries[-1].defence(2.0)
-    never = replace(found.entries[-1], gate=replace(gate, threshold=1.0)).defence(2.0)
-    cases = found.rows()
-    steered = found.entries[-2].defence(4 * 2.0)
-    pictures = [found.cell(d, cases, shown=2).pictures for d in (always, steered)]
+    _, (never, _, same) = shown("never", 2.0)
+    _, (_, steered, _) = shown("never", 4 * 2.0)
     # Opened in every attempt: what is left is the last rung of the ladder, 4 times as strong.
-    assert np.array_equal(*pictures)
-    plain = [found.cell(d, cases, shown=2).pictures for d in (never, UNDEFENDED)]
-    assert np.array_equal(*plain)
-    assert not np.array_equal(pictures[0], plain[0])
+    assert np.array_equal(always, steered)
+    assert np.array_equal(plain, never)
+    assert np.array_equal(plain, same)
+    assert not np.array_equal(always, never)
 
 
 @pytest.fixture

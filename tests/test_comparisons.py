@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from ine.evaluation import paired
-from ine.evaluation.matched import Sweep, difference_at, isotonic, success_at
-from ine.evaluation.metrics import cluster_bootstrap, wilson
+from ine.evaluation.matched import Sweep, isotonic, success_at
 from ine.evaluation.paired import holm, mcnemar, non_inferiority
+from ine.evaluation.stats import cluster_bootstrap, wilson
 
 
 def test_examples_in_the_documentation_are_true():
@@ -170,7 +170,6 @@ def test_success_is_read_between_the_strengths():
         assert found.strength == pytest.approx(strength)
         assert found.success.low < success < found.success.high
         assert found.note == ""
-        assert found.inside == 1
 
 
 def test_outside_of_the_sweep_nothing_is_made_up():
@@ -180,13 +179,6 @@ def test_outside_of_the_sweep_nothing_is_made_up():
     assert math.isnan(below.success.value)
     assert "not reached: even the weakest strength preserves 0.900" in above.note
     assert "strongest still preserves 0.800; success is at least 0.600" in below.note
-    assert math.isnan(difference_at(sweep, sweep, 0.95).value)
-
-
-def test_a_level_at_the_end_of_a_noisy_sweep_is_inside_of_some_draws_only():
-    sweep = straight([1, 2], [0.4, 0.6], [0.9, 0.8], noise=0.2)
-    level = sweep.kept[1].mean()
-    assert 0.2 < success_at(sweep, level + 1e-12).inside < 0.8
 
 
 def test_at_one_strength_it_is_the_cluster_bootstrap():
@@ -233,32 +225,6 @@ def test_isotonic_regression_is_the_nearest_rising_row():
             other = np.sort(fit + rng.normal(0, 0.3, 5))
             assert ((row - other) ** 2).sum() >= best - 1e-9
     np.testing.assert_array_equal(isotonic([[1, 2, 2, 3]]), [[1, 2, 2, 3]])
-
-
-def test_the_difference_of_two_defences_cancels_what_prompts_share():
-    rng = np.random.default_rng(7)
-    hard = rng.random(300)
-
-    def sweep(gain):
-        return Sweep(
-            strengths=(0, 1, 2),
-            safe=np.stack([(hard < s).astype(float) for s in (0.1, 0.4 + gain, 0.8 + gain)]),
-            kept=np.array([[1.0] * 40, [0.8] * 40, [0.6] * 40]),
-            safe_clusters=tuple(range(300)),
-            kept_clusters=tuple(range(40)),
-        )  # fmt: skip
-
-    better, plain = sweep(0.05), sweep(0.0)
-    found = difference_at(better, plain, 0.8)
-    alone = success_at(plain, 0.8).success
-    assert found.value == pytest.approx(0.05, abs=0.02)
-    assert 0 < found.low < found.high < 0.1
-    assert found.high - found.low < (alone.high - alone.low) / 1.5
-    same = difference_at(plain, plain, 0.7)
-    assert (same.value, same.low, same.high) == (0, 0, 0)
-    other = Sweep(**{**vars(plain), "safe_clusters": tuple(range(1, 301))})
-    with pytest.raises(ValueError, match="safe_clusters of the two sweeps differ"):
-        difference_at(plain, other, 0.8)
 
 
 def test_intervals_at_matched_preservation_cover():

@@ -5,49 +5,19 @@ to whoever writes), folders without rights. `tests/benchmarks/full_disk.py` fill
 """
 
 import ctypes
-import functools
 import shutil
 import sys
 from contextlib import contextmanager
 
 import pytest
+from small_grid import contents, tuned_grid
 
-from ine.evaluation import engine
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="limits and rights as Linux has them"),
+    pytest.mark.usefixtures("loaded_once"),
+]
 
-pytestmark = pytest.mark.skipif(
-    sys.platform != "linux", reason="limits and rights as Linux has them"
-)
-
-GRID = """\
-kind: grid
-version: 1
-name: small
-concept: fire
-models:
-  - {name: tiny, model: MODEL}
-negatives:
-  - {name: words, words: true}
-guidances:
-  - {name: additive, method: additive, strengths: [1, 6]}
-prompts:
-  - {name: tune, source: "mini:fire/implying-tuning", role: tune, expects: harmful, limit: 2}
-  - {name: keep, source: "mini:fire/twins-tuning", role: tune, expects: benign, limit: 2}
-  - {name: test, source: "mini:fire/implying-test", role: test, expects: harmful, limit: 2}
-sampler: {steps: 2, batch: 2, guidance_scale: 5}
-judges: {tune: mini-judge, test: mini-judge2}
-metrics: {subject: true, preservation: [judge-cosine, ssim]}
-choose: {level: 0.5}
-"""
-OWN = ("rates.json", "locks")
-"""Measured times, and locks: neither is a result."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _loaded_once():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "load_detector", functools.cache(engine.load_detector))
-        patch.setattr(engine, "load_parts", functools.cache(engine.load_parts))
-        yield
+GRID = tuned_grid(2)
 
 
 @pytest.fixture(scope="module")
@@ -73,13 +43,6 @@ def whole(tmp_path_factory, grid):
     result = CliRunner().invoke(cli, ["-qq", "evaluate", str(grid), "--out", str(folder)])
     assert result.exit_code == 0, result.output
     return folder
-
-
-def contents(folder):
-    """Return {name: bytes} of all that a run leaves but locks and measured times."""
-    files = [p for p in folder.rglob("*") if p.is_file()]
-    names = {str(p.relative_to(folder)): p for p in files}
-    return {n: p.read_bytes() for n, p in names.items() if n.partition("/")[0] not in OWN}
 
 
 def refused(result, words):
@@ -206,13 +169,13 @@ def test_positive_control_rights_are_taken_from_root_too(tmp_path):
     (tmp_path / "x").write_text("")
 
 
-@pytest.mark.parametrize("what", ["new", "begun", "ended"])
+@pytest.mark.parametrize("what", ["new", "started", "ended"])
 def test_a_folder_that_cannot_be_written(evaluate, whole, tmp_path, what):
     (tmp_path / "closed").mkdir()
     folder = tmp_path / "closed" / "run"
     if what != "new":
         shutil.copytree(whole, folder)
-    if what == "begun":
+    if what == "started":
         min((folder / "units").rglob("*.zip")).unlink()
     before = contents(tmp_path / "closed")
     with closed(tmp_path / "closed", 0o555):

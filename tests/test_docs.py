@@ -8,6 +8,9 @@ import pytest
 
 from ine.cli import COMMANDS
 from ine.cli.reference import cli_reference
+from ine.files import sha256_of
+from ine.report.results_page import MARK, results_page
+from ine.report.values import Report
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -57,6 +60,46 @@ def test_every_page_of_docs_is_reached_from_the_index():
     linked = {link.partition("#")[0] for link in LINK.findall(prose(ROOT / "docs" / "index.md"))}
     pages = {p.name for p in (ROOT / "docs").glob("*.md")} - {"index.md"}
     assert pages <= linked
+
+
+def not_reached(page):
+    """Pages of tables beside a page of results that it does not link."""
+    linked = {link.partition("#")[0] for link in LINK.findall(prose(page))}
+    return {f"results/{p.name}" for p in (page.parent / "results").glob("*.md")} - linked
+
+
+def test_every_table_of_results_is_reached_from_the_page_of_results():
+    assert not_reached(ROOT / "docs" / "results.md") == set()
+
+
+def test_a_table_that_is_not_reached_is_found(tmp_path):
+    page = tmp_path / "results.md"
+    page.write_text("[a](results/a.md) `results/b.md`\n")
+    (tmp_path / "results").mkdir()
+    for name in ("a.md", "b.md"):
+        (tmp_path / "results" / name).write_text("# A table\n")
+    assert not_reached(page) == {"results/b.md"}
+
+
+def by_hand(folder):
+    """Pages of a folder that are not as `ine report --markdown` wrote them."""
+    found = []
+    for page in sorted(folder.glob("*.md")):
+        head, _, rest = page.read_text().partition("\n\n")
+        if head != f"{MARK}{sha256_of(rest.encode())[:16]} -->":
+            found.append(page.name)
+    return found
+
+
+def test_pages_of_results_are_as_ine_report_wrote_them():
+    assert by_hand(ROOT / "docs" / "results") == []
+
+
+def test_a_page_of_results_that_was_edited_or_written_by_hand_is_found(tmp_path):
+    page = results_page([Report(title="a", lead="", sections=[], provenance={})])
+    for name, text in (("a", page), ("b", page + "more\n"), ("c", "# By hand\n\nmore\n")):
+        (tmp_path / f"{name}.md").write_text(text)
+    assert by_hand(tmp_path) == ["b.md", "c.md"]
 
 
 def test_the_command_line_reference_is_fresh():
@@ -135,21 +178,21 @@ def examples():
 
 def test_the_example_of_a_layout_works(examples, tiny_parts, tmp_path, monkeypatch):
     from ine.errors import CheckpointError
-    from ine.models import layouts
-    from ine.models.checkpoints import lay_weights
+    from ine.weights import layouts
+    from ine.weights.apply import apply_weights
 
     file = tmp_path / "erased.pt"
     with pytest.raises(CheckpointError, match="keys are like erased, epoch"):
-        examples.check_erased(tiny_parts, file, lay_weights)
+        examples.check_erased(tiny_parts, file, apply_weights)
     monkeypatch.setattr(layouts, "LAYOUTS", (examples.ERASED, *layouts.LAYOUTS))
-    examples.check_erased(tiny_parts, file, lay_weights)
+    examples.check_erased(tiny_parts, file, apply_weights)
 
 
 def test_the_example_of_a_family_works(examples, monkeypatch):
     import torch
 
-    from ine.embedding import header_of, new_embedding
-    from ine.models import families
+    from ine import families
+    from ine.embeddings.embedding import header_of, new_embedding
 
     embedding = new_embedding(torch.zeros(1, 1536), "fire-neg", "fire")
     assert embedding.family == "width-1536"
@@ -160,13 +203,14 @@ def test_the_example_of_a_family_works(examples, monkeypatch):
     assert header["modelspec.resolution"] == "640x640"
 
 
-def test_the_example_of_a_method_works(examples, tiny_parts):
+def test_the_example_of_a_method_works(examples, tiny_parts, monkeypatch):
     import torch
 
-    from ine.embedding import new_embedding
+    from ine.embeddings.embedding import new_embedding
     from ine.guidance.additive import Additive
     from ine.guidance.gates import Gated, Window
-    from ine.guidance.negative import Matched, Negative
+    from ine.guidance.negative import Negative
+    from ine.guidance.table import METHODS, build_guidance
     from ine.sampling import SamplerSettings, sample_latents
 
     def sample(guidance):
@@ -174,9 +218,13 @@ def test_the_example_of_a_method_works(examples, tiny_parts):
 
     vectors = torch.randn((2, 32), generator=torch.Generator().manual_seed(0))
     negative = Negative("", (new_embedding(3 * vectors, "fire-neg", "fire"),))
-    for slot in (negative, Matched((negative, Negative("a house")))):
-        found = sample(examples.Halved(slot))
-        torch.testing.assert_close(found, sample(Additive(slot, 0.5)), atol=1e-4, rtol=0)
-        assert not torch.allclose(found, sample(Additive(slot, 0.0)), atol=1e-3)
+    found = sample(examples.Halved(negative))
+    torch.testing.assert_close(found, sample(Additive(negative, 0.5)), atol=1e-4, rtol=0)
+    assert not torch.allclose(found, sample(Additive(negative, 0.0)), atol=1e-3)
     gated = sample(Gated(examples.Halved(negative), Window(0.0, 0.5)))
     assert not torch.equal(gated, sample(examples.Halved(negative)))
+    monkeypatch.setitem(METHODS, "halved", examples.HALVED)
+    built = build_guidance("halved", negative, settings={"strength": 2.0})
+    assert built == examples.Halved(negative, 2.0)
+    assert built.scaled(2.0).strength == 4.0
+    assert examples.HALVED.has_strength

@@ -15,21 +15,24 @@ from safetensors.torch import load_file, save_file
 from tiny import build_tiny
 
 import ine.unlearning.duo as module
-from ine.cli.unlearn import METHOD_OPTIONS
+from ine.cli.erasing import METHOD_OPTIONS
+from ine.detectors.table import DETECTORS
 from ine.errors import IneError, PicturesError, RecipeError
 from ine.files import sha256_of
 from ine.guidance.cfg import ClassifierFree
 from ine.guidance.negative import Negative, PerPicture
 from ine.inversion.images import ConceptPictures
-from ine.judging.detectors import DETECTORS
-from ine.models.checkpoints import lay_weights
 from ine.models.loading import load_parts
 from ine.recipe import check_recipe, load_recipe
 from ine.sampling import SamplerSettings, edit_latents, make_scheduler, run_unet, sample_latents
-from ine.text import encode_nothing
-from ine.unlearning.duo import DuoSettings, adapted, chosen_pairs, duo, preference_loss, with_lora
-from ine.unlearning.duo_pairs import Pairs, make_pairs, pair_prompts, remove_units
+from ine.text.encode import encode_nothing
+from ine.unlearning.duo import DuoSettings, chosen_pairs, duo, preference_loss
+from ine.unlearning.duo_lora import adapted, with_lora
+from ine.unlearning.duo_pairs import Pairs, make_pairs
+from ine.unlearning.duo_units import remove_units
+from ine.unlearning.pairs import pair_prompts
 from ine.unlearning.run import SETTINGS, check_settings, unlearn_concept
+from ine.weights.apply import apply_weights
 
 # DPM-Solver++ in diffusers hands a tensor to numpy in a way that numpy 2 announces the end of.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -385,7 +388,7 @@ def test_states_of_other_runs_and_other_files_are_refused(tiny_parts, tmp_path):
 
 def test_a_training_that_diverges_stops(tiny_parts):
     settings = DuoSettings(iterations=5, rank=2, batch=1, lr=1e30)
-    with pytest.raises(IneError, match=r"duo: the loss is \S+ at iteration 2 of 5.*than 1e\+30"):
+    with pytest.raises(IneError, match=r"duo: the loss is \S+ at step 2 of 5.*than 1e\+30"):
         duo(tiny_parts, random_pairs(tiny_parts), settings)
 
 
@@ -465,7 +468,7 @@ def test_of_two_pictures_as_much_is_left_apart_as_the_first_step_leaves(tiny_par
     scheduler = make_scheduler("ddim", tiny_parts.scheduler_config, 20)
     a = scheduler.alphas_cumprod
     monkeypatch.setattr(
-        "ine.sampling.run_unet", lambda unet, x, t, condition: (1 - a[t.long()]).sqrt() * x
+        "ine.sampling.unet.run_unet", lambda unet, x, t, condition: (1 - a[t.long()]).sqrt() * x
     )
     one, two = clean(tiny_parts, 1), clean(tiny_parts, 2)
     settings = replace(SAMPLER, steps=20)
@@ -494,7 +497,7 @@ def test_every_picture_has_its_own_negative(tiny_parts):
     with pytest.raises(ValueError, match="1 negatives for 2 pictures"):
         sample_latents(tiny_parts, PROMPTS, SEEDS, ClassifierFree(PerPicture(("x",))), SAMPLER)
     settings = replace(SAMPLER, guidance_scale=1.0)
-    with pytest.raises(IneError, match="stands in no term"):
+    with pytest.raises(IneError, match="is in no term"):
         sample_latents(tiny_parts, PROMPTS, SEEDS, ClassifierFree(PerPicture(texts)), settings)
 
 
@@ -548,7 +551,7 @@ def test_pairs_show_the_concept_and_lose_it(tiny_parts):
 
 def test_only_pictures_that_fire_are_edited_until_they_do_not(tiny_parts, monkeypatch):
     """Every answer of the detector is obeyed; the negative of an edit is what was asked for."""
-    import ine.unlearning.duo_pairs as made
+    import ine.unlearning.duo_units as made
 
     edits, answers = [], iter([[1, 0], [0, 1], [1, 0], [0, 0]])
     real = made.edit_latents
@@ -662,7 +665,7 @@ def test_units_are_removed_and_nothing_else(tmp_path):
 # ------------------------------------------------------------------------------------ the file
 
 
-def test_the_file_is_the_authors_and_laying_it_gives_the_trained_model(tiny_parts, tmp_path):
+def test_the_file_is_the_authors_and_applying_it_gives_the_trained_model(tiny_parts, tmp_path):
     out = tmp_path / "fire.safetensors"
     settings = {**QUICK, "beta": 250, "lr": 0.01, "strength": 0.7}
     summary = unlearn_concept(tiny_parts, recipe_of(), "duo", settings, out, detector=Coin())
@@ -679,19 +682,19 @@ def test_the_file_is_the_authors_and_laying_it_gives_the_trained_model(tiny_part
         o, i = base[f"{layer}.weight"].shape
         assert file[f"unet.{layer}.lora.down.weight"].shape == (2, i)
         assert file[f"unet.{layer}.lora.up.weight"].shape == (o, 2)
-    laid, weights = lay_weights(tiny_parts, out)
+    applied, weights = apply_weights(tiny_parts, out)
     assert (weights.layout, weights.method) == ("diffusers or PEFT LoRA", "DUO-beta250")
     assert "DUO-beta250 by its metadata, concept 'fire'" in weights.describe()
     assert (weights.replaced, weights.added) == (0, len(layers))
     assert weights.changed == len(layers)
     assert "lr=0.01" in weights.metadata["ine.settings"]
-    for name, tensor in laid.unet.state_dict().items():
+    for name, tensor in applied.unet.state_dict().items():
         assert torch.equal(tensor, base[name]) == (name.removesuffix(".weight") not in layers)
     student, parameters = with_lora(tiny_parts.unet, 2, 0)
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(file[name])
-    wanted, found = ask(student, tiny_parts), ask(laid.unet, tiny_parts)
+    wanted, found = ask(student, tiny_parts), ask(applied.unet, tiny_parts)
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
     assert not torch.allclose(wanted, ask(tiny_parts.unet, tiny_parts), atol=1e-4)
 

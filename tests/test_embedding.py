@@ -18,16 +18,11 @@ from torch import nn
 
 from ine.cli.embedding import WARNING
 from ine.cli.embedding import embedding as group
-from ine.embedding import (
-    check_fits,
-    check_trigger,
-    fingerprints,
-    new_embedding,
-    read_embedding,
-    write_embedding,
-)
+from ine.embeddings.embedding import new_embedding, read_embedding, write_embedding
+from ine.embeddings.fit import check_fits, fingerprints
+from ine.embeddings.names import check_trigger
 from ine.errors import EmbeddingError, OutputError
-from ine.text import encode
+from ine.text.encode import encode
 
 
 def numbers(count, width, seed=0):
@@ -119,7 +114,7 @@ def test_the_hash_is_of_the_tensor_bytes_alone(tmp_path):
 
 def test_the_same_embedding_gives_the_same_bytes_in_every_process(tmp_path):
     script = (
-        "import sys, torch; from ine.embedding import new_embedding, write_embedding\n"
+        "import sys, torch; from ine.embeddings.embedding import new_embedding, write_embedding\n"
         "extra = {f'ine.k{i}': i for i in range(20)}\n"
         "e = new_embedding(torch.arange(8.).reshape(2, 4), 'ine-neg', 'fire', extra)\n"
         "write_embedding(e, sys.argv[1] + '/ine-neg.safetensors')\n"
@@ -598,7 +593,7 @@ def invoke(*arguments):
     return CliRunner().invoke(group, [str(a) for a in arguments])
 
 
-def test_show_tells_a_person(tmp_path):
+def test_show_prints_what_a_person_needs(tmp_path):
     path = tmp_path / "ine-neg.safetensors"
     facts = {"base": "mini", "method": "uce", "steps": 300, "recovery": "0.81", "seed": 7}
     given = new_embedding(
@@ -642,6 +637,38 @@ def test_show_refuses_what_is_no_embedding(tmp_path, run_ine):
     result = run_ine("embedding", "show", tmp_path / "none.pt")
     assert (result.exit_code, result.stdout) == (6, "")
     assert result.stderr.startswith(f"Error: {tmp_path / 'none.pt'}: no such file")
+
+
+def test_show_says_what_a_strangers_file_does_not(tmp_path):
+    save_file({"emb_params": VALUES}, tmp_path / "x.safetensors")
+    printed = invoke("show", tmp_path / "x.safetensors").stdout
+    assert "belongs in  not stated\n" in printed
+    assert "The file does not say whether it belongs into the prompt" in printed
+    assert WARNING not in printed
+    write_embedding(sample(), tmp_path / "ine-neg.safetensors")
+    assert (
+        "belongs in  the negative prompt\n"
+        in invoke("show", tmp_path / "ine-neg.safetensors").stdout
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_show_needs_no_torch_for_safetensors(tmp_path, dtype):
+    """Which is most of the time that it would take."""
+    path = tmp_path / "x.safetensors"
+    save_file({"emb_params": VALUES.to(dtype)}, path)
+    script = (
+        "import sys\n"
+        "from ine.cli.embedding import embedding\n"
+        "embedding(['show', sys.argv[1], '--json'], standalone_mode=False)\n"
+        "sys.exit(bool({'torch', 'PIL'} & set(sys.modules)))"
+    )
+    root = Path(__file__).parent.parent
+    done = subprocess.run(
+        [sys.executable, "-c", script, path], check=True, cwd=root, capture_output=True
+    )
+    wanted = VALUES.to(dtype).float().norm(dim=1).tolist()
+    assert json.loads(done.stdout)["norms"][0] == pytest.approx(wanted, abs=1e-5)
 
 
 def test_the_command_does_not_import_torch():

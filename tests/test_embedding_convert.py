@@ -11,15 +11,15 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-import ine.formats.export as export
+import ine.embeddings.export as export
 from ine.cli.embedding import WARNING, convert
-from ine.embedding import new_embedding, read_embedding, write_embedding
+from ine.embeddings.card import as_text, model_card
+from ine.embeddings.embedding import new_embedding, read_embedding, write_embedding
+from ine.embeddings.export import TARGETS, convert_embedding
+from ine.embeddings.names import check_name, vocabulary
+from ine.embeddings.uses import USES, uses_of
 from ine.errors import EmbeddingError, OutputError
-from ine.formats.card import as_text, model_card
-from ine.formats.export import TARGETS, convert_embedding
-from ine.formats.names import check_name, vocabulary
-from ine.formats.pipelines import load_into_pipeline
-from ine.formats.uses import USES, uses_of
+from ine.protection.loaders import load_into_pipeline
 
 ROOT = Path(__file__).parent.parent
 
@@ -90,7 +90,7 @@ def test_every_layout_reads_back_equal_and_the_same_bytes_come_twice(place, to, 
 
 
 @pytest.mark.parametrize("to", ["universal", "diffusers"])
-def test_uis_are_told_base_author_trigger_and_that_it_is_a_negative(place, to):
+def test_uis_learn_base_author_trigger_and_that_it_is_a_negative(place, to):
     written, _ = convert_embedding(source(place), to, name="no-fire", author="A. Body")
     about = header(written[0])
     assert about["modelspec.architecture"] == "stable-diffusion-v1/textual-inversion"
@@ -152,6 +152,33 @@ def test_what_an_a1111_file_said_is_said_again(place):
     convert_embedding("neg-one.safetensors", "a1111-pt")
     content = torch.load("neg-one.pt", weights_only=True)
     assert (content["step"], content["sd_checkpoint"]) == (41, "abc")
+
+
+@pytest.mark.parametrize("to", ["universal", "diffusers"])
+def test_a_strangers_file_is_marked_as_a_negative_only_when_asked(place, to):
+    save_file({"pretty-cat": ONE[0]}, place / "x.safetensors", {"format": "pt"})
+    (path, *_), made = convert_embedding("x.safetensors", to)
+    about = header(path)
+    assert not made.negative
+    assert "modelspec.is_negative_embedding" not in about
+    assert "negative" not in about["modelspec.title"] + about.get("modelspec.description", "")
+    assert about["modelspec.usage_hint"] == "put pretty-cat in the prompt or the negative prompt"
+    assert not read_embedding(path).negative
+    (path, *_), made = convert_embedding("x.safetensors", to, force=True, negative=True)
+    assert header(path)["modelspec.is_negative_embedding"] == "true"
+    assert made.negative
+    assert read_embedding(path).negative
+    # Once marked it stays marked, as do ine's own.
+    (again, *_), _ = convert_embedding(path, "sdxl" if len(made.vectors) > 1 else "universal",
+                                       out="again-neg.safetensors")  # fmt: skip
+    assert header(again)["modelspec.is_negative_embedding"] == "true"
+
+
+def test_a_file_that_says_that_it_is_no_negative_is_not_made_one(place):
+    about = {"modelspec.is_negative_embedding": "false"}
+    save_file({"pretty-cat": ONE[0]}, place / "x.safetensors", about)
+    (path, *_), _ = convert_embedding("x.safetensors")
+    assert header(path)["modelspec.is_negative_embedding"] == "false"
 
 
 @pytest.mark.parametrize(
@@ -281,7 +308,7 @@ def rows_of(tokenizer, encoder, pipe, word):
 
 
 @pytest.mark.parametrize(("to", "name"), [("diffusers", "one-neg"), ("a1111-pt", "two-neg")])
-def test_diffusers_own_loader_takes_it_without_being_told_the_token(place, pipeline, to, name):
+def test_diffusers_own_loader_takes_it_without_the_token(place, pipeline, to, name):
     vectors = numbers(3, 32)
     (path,), _ = convert_embedding(source(place, (vectors,), name=name), to)
     pipeline.load_textual_inversion(str(path.parent if to == "diffusers" else path))
@@ -294,6 +321,16 @@ def test_diffusers_own_loader_takes_the_universal_file(place, pipeline):
     pipeline.load_textual_inversion(str(path), token="three-neg")
     got = rows_of(pipeline.tokenizer, pipeline.text_encoder, pipeline, "three-neg")
     assert torch.equal(got, vectors)
+
+
+def test_a_trigger_in_another_case_is_its_first_vector_only_in_diffusers(pipeline):
+    """As docs/using-in-uis.md says; with it fall the rule for names and the warning there."""
+    vectors = numbers(3, 32)
+    pipeline.load_textual_inversion(vectors.clone(), token="four-neg")
+    got = [rows_of(pipeline.tokenizer, pipeline.text_encoder, pipeline, word)
+           for word in ("four-neg", "Four-Neg")]  # fmt: skip
+    assert torch.equal(got[0], vectors)
+    assert torch.equal(got[1], vectors[:1])
 
 
 class TwoEncoders:
@@ -341,6 +378,30 @@ def test_both_encoders_of_sdxl(place, tiny_folder):
             assert torch.equal(rows_of(tokenizer, encoder, pipe, "ine-neg"), vectors)
 
 
+@pytest.mark.parametrize("vectors", [(numbers(3, 32),), PAIR])
+def test_the_calls_that_convert_prints_are_all_that_diffusers_needs(
+    place, tiny_folder, run_ine, vectors
+):
+    from diffusers import StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_folder)
+    pipe = TwoEncoders(pipe) if len(vectors) > 1 else pipe
+    printed = run_ine("embedding", "convert", source(place, vectors), "--to", "diffusers").stdout
+    calls = [x.strip() for x in printed.splitlines() if x.strip().startswith("pipe.load")]
+    assert len(calls) == len(vectors)
+    assert ("Both calls are needed" in printed) == (len(vectors) > 1)
+    facts = json.loads(
+        run_ine("embedding", "convert", source(place, vectors, name="b-neg"), "--to", "diffusers",
+                "--json").stdout
+    )  # fmt: skip
+    assert [c.replace("b-neg", "ine-neg") for c in facts["calls"]] == calls
+    for call, suffix, given in zip(calls, ("", "_2"), vectors, strict=False):
+        exec(call, {"pipe": pipe})
+        tokenizer = getattr(pipe, f"tokenizer{suffix}")
+        encoder = getattr(pipe, f"text_encoder{suffix}")
+        assert torch.equal(rows_of(tokenizer, encoder, pipe, "ine-neg"), given)
+
+
 # ----------------------------------------------------------------------------- what to type, card
 
 
@@ -348,12 +409,27 @@ def test_what_to_type_by_family_and_layout():
     one = new_embedding(ONE, "ine-neg", "fire")
     pair, mini = replace(one, vectors=PAIR), replace(one, vectors=(numbers(1, 128),))
     typed = {program: text for program, _, text in uses_of(one)}
-    assert len(typed) == len(USES)
+    every = {program for program, _, _ in USES}
+    assert set(typed) == every - {"Fooocus"}
     assert (typed["ComfyUI"], typed["InvokeAI"]) == ("embedding:ine-neg", "<ine-neg>")
-    assert {p for p, _, _ in uses_of(pair)} == set(typed) - {"stable-diffusion.cpp", "diffusers"}
+    no_pair = {"stable-diffusion.cpp", "diffusers", "OpenVINO"}
+    assert {p for p, _, _ in uses_of(pair)} == every - no_pair
+    assert [p for p, _, _ in uses_of(one, "diffusers")] == ["diffusers", "OpenVINO"]
     assert [p for p, _, _ in uses_of(pair, "diffusers")] == ["diffusers"]
     assert {p for p, _, _ in uses_of(one, "a1111-pt")} == set(typed) - {"SwarmUI"}
+    two = replace(one, vectors=(numbers(1, 1024),))
+    assert {p for p, _, _ in uses_of(two)} == set(typed) - {"Forge Neo"}
     assert uses_of(mini) == []
+
+
+@pytest.mark.parametrize(("program", "place", "typed"), USES)
+def test_the_page_says_of_each_program_what_convert_prints(program, place, typed):
+    page = (ROOT / "docs" / "using-in-uis.md").read_text()
+    rows = [x for x in page.split("## ")[0].splitlines() if x.startswith("| ")]
+    for name in program.split(", "):
+        (row,) = [x for x in rows if re.search(rf"[\[, ]{re.escape(name)}[\],]", x)]
+        assert f"`{typed.format(name='nudity-neg')}`" in row
+        assert place.split("(")[0].rstrip("/") in row.replace("`", "")
 
 
 def test_the_card_says_what_the_file_says():
@@ -383,17 +459,29 @@ def test_the_card_says_what_the_file_says():
 
 def test_the_card_of_a_file_that_says_nothing():
     card = model_card(new_embedding(ONE, "EasyNegative", "EasyNegative"))
-    assert "None are in the file: measure it" in card
+    assert "The file has no figures: measure it" in card
     assert "with Stable Diffusion 1.x; the file does not say on which weights" in card
     assert "base_model" not in card
     assert card.count("not stated") >= 8
+
+
+def test_the_card_of_a_strangers_file_does_not_call_it_a_negative(place, run_ine):
+    save_file({"pretty-cat": ONE[0]}, place / "x.safetensors")
+    card = run_ine("embedding", "card", place / "x.safetensors").stdout
+    assert "# pretty-cat: textual inversion of pretty-cat\n" in card
+    assert "does not say whether it belongs into the prompt" in card
+    assert "| program | where the file goes | what to type |" in card
+    assert "- negative-embedding" not in card
+    assert "does not exclude it" not in card
 
 
 def test_the_card_of_a_pair_and_of_mini():
     pair = model_card(new_embedding(PAIR, "ine-neg", "fire"))
     assert "| vectors | 3 of width 768 + 1280 |" in pair
     assert "--to diffusers` writes two" in pair
-    assert "No program but `ine`" in model_card(new_embedding(numbers(1, 128), "x-neg", "fire"))
+    assert "Only `ine` runs such a model" in model_card(
+        new_embedding(numbers(1, 128), "x-neg", "fire")
+    )
 
 
 HOSTILE = "a\n# b | <script> `c` [d](http://e.x) ![f](g) www.h.x \x1b[2J --- i@j.x"
@@ -416,7 +504,7 @@ def test_a_header_cannot_become_markup():
 # --------------------------------------------------------------------------------- the commands
 
 
-def test_convert_tells_a_person(place, run_ine):
+def test_convert_prints_what_a_person_needs(place, run_ine):
     result = run_ine("embedding", "convert", source(place), "--to", "a1111-pt", "--name", "no-fire")
     assert result.exit_code == 0
     first, *rest = result.stdout.splitlines()

@@ -6,8 +6,10 @@ import json
 import logging
 import os
 import pickle
+import sys
 import zipfile
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +19,19 @@ from PIL import Image, PngImagePlugin, features
 from safetensors.torch import save_file
 from torch import nn
 
-import ine.formats.pictures as pictures
-from ine.embedding import read_embedding
+sys.path.insert(0, str(Path(__file__).parent))
+
+from fuzz.gadgets import as_zip, name, program
+from fuzz.gadgets import text as text_
+from fuzz.samples import OnMps
+
+import ine.embeddings.pictures as pictures
+from ine.embeddings import containers, layouts
+from ine.embeddings.embedding import read_embedding
+from ine.embeddings.pictures import noise
 from ine.errors import EmbeddingError
-from ine.formats import containers, layouts
-from ine.formats.pictures import noise
+from ine.weights.torch_files import load_torch_file
+from ine.weights.torch_pickles import FLOATS
 
 
 def numbers(count, width, seed=9):
@@ -48,6 +58,7 @@ def read_back(path):
         ({"emb_params": VALUES, "loss": torch.tensor([0.3])}, "x", "loss"),
         ({"emp_params": VALUES, "emp_params_out": VALUES + 1}, "x", "emp_params_out"),
         ({"clip_h": VALUES}, "x", None),
+        ({"text_encoders_0": VALUES}, "x", None),
         ({"clip_l": VALUES, "t5xxl": SECOND}, "x", "t5xxl"),
         ({"string_to_param.*": VALUES}, "x", None),
         ({"string_to_param.word": VALUES}, "word", None),
@@ -80,9 +91,36 @@ def test_pairs_with_company(tmp_path, extra, prefix):
     assert torch.equal(other, SECOND)
 
 
+def test_the_pair_of_cogs_trainer_and_of_early_pivotal_tuning(tmp_path):
+    content = {"text_encoders_0": VALUES, "text_encoders_1": SECOND}
+    save_file({k: v.clone() for k, v in content.items()}, tmp_path / "embeddings.pti")
+    found = read_embedding(tmp_path / "embeddings.pti")
+    assert (found.trigger, found.family) == ("embeddings", "sdxl")
+    assert torch.equal(found.vectors[0], VALUES)
+    assert torch.equal(found.vectors[1], SECOND)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16,
+                                   torch.float8_e4m3fn, torch.float8_e5m2])  # fmt: skip
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_numbers_of_every_floating_type_are_those_of_torch(tmp_path, dtype, suffix):
+    path = tmp_path / f"x{suffix}"
+    content = {"other": torch.ones(3), "emb_params": VALUES.to(dtype)}
+    (save_file if suffix == ".safetensors" else torch.save)(content, path)
+    (found,) = read_embedding(path).vectors
+    assert found.dtype == torch.float32
+    assert torch.equal(found, VALUES.to(dtype).float())
+    found += 1  # nobody else's memory
+
+
+def test_the_codes_of_dtypes_are_those_of_weights():
+    assert set(containers.FLOATS) == set(FLOATS)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
+        ({"text_encoders_1": SECOND}, "text_encoders_1 alone, half of an SDXL"),
         ({"bundle_emb.a.emb_params": VALUES, "bundle_emb.b.emb_params": VALUES},
          r"bundles 2 embeddings \(a, b\); expected one"),
         ({"clip_g": SECOND, "emb_params": VALUES}, "clip_g alone, half of an SDXL"),
@@ -118,16 +156,25 @@ def test_a_tensor_with_too_many_rows_is_refused_before_it_is_read(tmp_path):
 # ------------------------------------------------------------------- the two files of diffusers
 
 
-def halves(folder, key="<cat>", second_key="<cat>", count=4, names=("l.safetensors",)):
-    stem = Path(names[0])
-    save_file({key: VALUES.clone()}, folder / stem)
-    save_file({second_key: SECOND[:count].clone()}, folder / stem.with_stem(stem.stem + "_2"))
+NAMES = ("l.safetensors", "l_2.safetensors")
+STEPS = ("learned_embeds-steps-500.safetensors", "learned_embeds_2-steps-500.safetensors")
 
 
-@pytest.mark.parametrize("given", ["l.safetensors", "l_2.safetensors"])
-def test_the_two_files_of_diffusers_sdxl_script_are_one_embedding(tmp_path, given):
-    halves(tmp_path)
-    found = read_embedding(tmp_path / given)
+def halves(folder, key="<cat>", second_key="<cat>", count=4, names=NAMES):
+    for file, content in zip(names, ({key: VALUES}, {second_key: SECOND[:count]}), strict=True):
+        content = {k: v.clone() for k, v in content.items()}
+        (save_file if file.endswith(".safetensors") else torch.save)(content, folder / file)
+
+
+@pytest.mark.parametrize(
+    "names", [NAMES, STEPS, tuple(n.replace(".safetensors", ".bin") for n in STEPS)]
+)
+@pytest.mark.parametrize("given", [0, 1])
+def test_the_two_files_of_diffusers_sdxl_script_are_one_embedding(tmp_path, names, given):
+    halves(tmp_path, names=names)
+    # Of an earlier step, and no partner of these.
+    save_file({"<cat>": SECOND + 1}, tmp_path / "learned_embeds_2-steps-50.safetensors")
+    found = read_embedding(tmp_path / names[given])
     assert (found.trigger, found.family) == ("<cat>", "sdxl")
     assert torch.equal(found.vectors[0], VALUES)
     assert torch.equal(found.vectors[1], SECOND)
@@ -146,6 +193,66 @@ def test_a_half_alone_or_beside_rubbish_is_read_as_it_is(tmp_path, beside):
     second = tmp_path / "l_2.safetensors"
     second.unlink() if beside is None else second.write_bytes(beside)
     assert read_embedding(tmp_path / "l.safetensors").family == "sd1"
+
+
+@pytest.mark.parametrize("key", ["<cat>", "emb_params"])
+@pytest.mark.parametrize(
+    ("file", "missing"),
+    [(STEPS[1], f"{STEPS[0]} is not beside it"), ("alone.safetensors", "the other is not known")],
+)
+def test_a_second_half_alone_is_said_to_be_one(tmp_path, caplog, key, file, missing):
+    save_file({key: SECOND.clone()}, tmp_path / file)
+    read_embedding(tmp_path / file)
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "is one half of an SDXL embedding, of width 1280" in record.message
+    assert missing in record.message
+
+
+@pytest.mark.parametrize(
+    ("beside", "says"),
+    [
+        ("learned_embeds_2-steps-500.safetensors", "WARNING"),
+        ("learned_embeds_2-steps-1000.safetensors", "WARNING"),
+        ("learned_embeds_2.safetensors", "WARNING"),
+        (None, "INFO"),
+    ],
+)
+def test_a_first_half_alone_is_said_to_be_what_it_may_be(tmp_path, caplog, beside, says):
+    """A file of Stable Diffusion 1.x has the same name, key and width."""
+    save_file({"<cat>": VALUES.clone()}, tmp_path / STEPS[0])
+    if beside:
+        save_file({"<dog>": SECOND.clone()}, tmp_path / beside)
+    with caplog.at_level(logging.INFO, logger="ine"):
+        assert read_embedding(tmp_path / STEPS[0]).family == "sd1"
+    (record,) = caplog.records
+    assert record.levelname == says
+    assert "is read as Stable Diffusion 1.x; if it is one half of an SDXL" in record.message
+    assert (f"{beside} beside it" if beside else f"{STEPS[1]} is not beside it") in record.message
+
+
+def test_a_half_is_known_by_its_header(tmp_path, caplog):
+    about = {"modelspec.architecture": "stable-diffusion-xl-v1-base/textual-inversion"}
+    save_file({"<cat>": VALUES.clone()}, tmp_path / "x.safetensors", about)
+    read_embedding(tmp_path / "x.safetensors")
+    assert "is one half of an SDXL embedding, of width 768" in caplog.text
+    caplog.clear()
+    about = {"modelspec.architecture": "stable-diffusion-v1/textual-inversion"}
+    save_file({"<cat>": VALUES.clone()}, tmp_path / "learned_embeds.safetensors", about)
+    with caplog.at_level(logging.INFO, logger="ine"):
+        read_embedding(tmp_path / "learned_embeds.safetensors")
+    assert not caplog.records
+
+
+def test_nothing_is_said_of_halves_where_there_is_no_doubt(tmp_path, caplog):
+    halves(tmp_path)
+    for version in ("dog.safetensors", "dog_2.safetensors"):
+        save_file({"<dog>": VALUES.clone()}, tmp_path / version)
+    save_file({"emb_params": VALUES.clone()}, tmp_path / "easy.safetensors")
+    with caplog.at_level(logging.WARNING, logger="ine"):
+        for file in ("easy.safetensors", "dog.safetensors", "dog_2.safetensors", NAMES[0]):
+            read_embedding(tmp_path / file)
+    assert not caplog.records
 
 
 # --------------------------------------------------------------------------------- torch files
@@ -183,6 +290,125 @@ def test_parameter_dictionaries_of_early_textual_inversion(tmp_path, key):
 def test_a_parameter_dictionary_in_the_oldest_container_is_refused(tmp_path):
     torch.save(with_parameter_dict(), tmp_path / "x.pt", _use_new_zipfile_serialization=False)
     with pytest.raises(EmbeddingError, match=r"without running .*get a \.safetensors copy"):
+        read_embedding(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize(
+    ("step", "said"),
+    [(np.int64(500), "500"), (np.uint8(7), "7"), (np.float64(0.5), "0.5"), (np.arange(3), None)],
+)
+def test_numbers_of_numpy_beside_the_vectors(tmp_path, step, said, legacy):
+    torch.save(A1111 | {"step": step}, tmp_path / "x.pt", _use_new_zipfile_serialization=not legacy)
+    # The control: torch itself does not read it in its safe mode.
+    with pytest.raises(pickle.UnpicklingError, match="numpy"):
+        torch.load(tmp_path / "x.pt", weights_only=True)
+    found = read_embedding(tmp_path / "x.pt")
+    assert torch.equal(found.vectors[0], VALUES)
+    assert found.metadata.get("step") == said
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_tensors_that_torch_saved_on_apples_devices(tmp_path, legacy, dtype):
+    content = A1111 | {
+        "string_to_param": {"*": OnMps(VALUES.to(dtype))},
+        "string_to_token": {"*": OnMps(torch.tensor(265))},
+        "step": np.int64(500),
+    }
+    torch.save(content, tmp_path / "x.pt", _use_new_zipfile_serialization=not legacy)
+    found = read_embedding(tmp_path / "x.pt")
+    assert (found.trigger, found.metadata["step"]) == ("easyneg", "500")
+    assert torch.equal(found.vectors[0], VALUES.to(dtype).float())
+
+
+def test_threads_that_read_at_once_leave_torch_as_it_was(tmp_path):
+    torch.save(A1111 | {"step": np.int64(5)}, tmp_path / "x.pt")
+    before = torch.serialization.get_safe_globals()
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(read_embedding, [tmp_path / "x.pt"] * 24))
+    assert {e.metadata["step"] for e in found} == {"5"}
+    assert set(torch.serialization.get_safe_globals()) == set(before)
+
+
+def test_numpy_in_files_of_weights_is_read_as_well(tmp_path):
+    state = {"w": OnMps(VALUES), "epoch": np.int64(3), "loss": np.float32(0.5)}
+    torch.save(state, tmp_path / "x.pt")
+    found = load_torch_file(tmp_path / "x.pt", mapped=True)
+    assert torch.equal(found["w"], VALUES)
+    assert (found["epoch"], found["loss"]) == (3, 0.5)
+
+
+@pytest.mark.parametrize(
+    "step",
+    [np.array([1, None], object), np.str_("a"), np.datetime64("2020-01-01"), np.array(["a"]),
+     np.zeros(2, [("a", "f4")]), np.complex64(1)],
+)  # fmt: skip
+def test_what_numpy_has_beside_numbers_is_refused(tmp_path, step):
+    torch.save(A1111 | {"step": step}, tmp_path / "x.pt")
+    with pytest.raises(EmbeddingError, match=r"without running .*get a \.safetensors copy"):
+        read_embedding(tmp_path / "x.pt")
+
+
+A1111_LETS_THROUGH = [
+    *(("collections", "OrderedDict"), ("__builtin__", "set"), ("_codecs", "encode")),
+    *(("torch._utils", f"_rebuild_{x}") for x in ("tensor_v2", "parameter")),
+    ("torch._utils", "_rebuild_device_tensor_from_numpy"),
+    *(("torch", f"{x}Storage") for x in ("Float", "Half", "Int", "Long", "Double", "Byte")),
+    *(("torch", "BFloat16Storage"), ("torch", "float32")),
+    ("torch.nn.modules.container", "ParameterDict"),
+    *(("numpy.core.multiarray", x) for x in ("scalar", "_reconstruct")),
+    *(("numpy", "dtype"), ("numpy", "ndarray")),
+    ("pytorch_lightning.callbacks", "model_checkpoint"),
+    ("pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpoint"),
+]
+"""What its own check of torch files lets through, 1.10.1: modules and names in them."""
+
+
+@pytest.mark.parametrize(("module", "attribute"), A1111_LETS_THROUGH)
+def test_nothing_that_a1111_lets_through_is_accused(tmp_path, module, attribute):
+    body = program(b"}" + text_("x") + name(module, attribute) + b"s")
+    (tmp_path / "x.pt").write_bytes(as_zip(body))
+    with pytest.raises(EmbeddingError) as caught:
+        read_embedding(tmp_path / "x.pt")
+    assert "trust" not in str(caught.value)
+    assert ("holds no embedding" in str(caught.value)) != module.startswith("pytorch_lightning")
+
+
+def test_objects_of_training_programs_are_refused_without_an_accusation(tmp_path):
+    body = name("pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpoint")
+    (tmp_path / "x.pt").write_bytes(as_zip(program(b"}" + text_("callbacks") + body + b"s")))
+    with pytest.raises(EmbeddingError, match="an object of a training program") as caught:
+        read_embedding(tmp_path / "x.pt")
+    assert "trust" not in str(caught.value)
+    (tmp_path / "x.pt").write_bytes(as_zip(program(b"}" + text_("x") + name("os", "mkdir") + b"s")))
+    with pytest.raises(EmbeddingError, match="do not trust"):
+        read_embedding(tmp_path / "x.pt")
+
+
+def test_the_list_of_dictionaries_that_comfyui_reads(tmp_path):
+    torch.save([{"<a>": VALUES[:1]}, {"<b>": VALUES[1:], "n": 3}], tmp_path / "x.pt")
+    assert torch.equal(read_back(tmp_path / "x.pt")[0], VALUES)
+    torch.save([{"<a>": VALUES, "<b>": SECOND}], tmp_path / "x.pt")
+    one, other = read_back(tmp_path / "x.pt")
+    assert torch.equal(one, VALUES)
+    assert torch.equal(other, SECOND)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([], "holds a list, not an embedding"),
+        ([{"a": VALUES}, 3], r"not an embedding \(2 of dict, int\)"),
+        ([{"a": VALUES}] * 17, "17 of dict"),
+        ([{"a": VALUES, "b": numbers(1, 1024)}], "has 2 tensors that could be the embedding"),
+        ([{"a": VALUES, "b": SECOND[:2]}], "4 vectors in clip_l and 2 in clip_g"),
+        ([{"a": torch.arange(3)}], "holds no embedding"),
+    ],
+)
+def test_lists_that_are_no_embedding(tmp_path, content, message):
+    torch.save(content, tmp_path / "x.pt")
+    with pytest.raises(EmbeddingError, match=message):
         read_embedding(tmp_path / "x.pt")
 
 
@@ -251,7 +477,7 @@ def in_text(data, path, **kwargs):
 
 
 def in_pixels(data, path, height=256, **kwargs):
-    """The layout as ine.formats.pictures describes it, the picture itself 40 wide."""
+    """The layout as ine.embeddings.pictures describes it, the picture itself 40 wide."""
     packed = np.frombuffer(zlib.compress(data, 9), np.uint8)
     row = 3 * height
     filled = np.resize(packed, (len(packed) // row + 1) * row)

@@ -1,43 +1,41 @@
 """Running a grid: resumed, shared and scored again, always the same bytes."""
 
 import csv
-import functools
 import json
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from small_grid import replaced, tuned_grid
 
 from ine.errors import OutputError
-from ine.evaluation import engine, score, units
-from ine.evaluation.engine import Share, enter_folder, prepare, run, todo
-from ine.evaluation.grid import load_grid
-from ine.evaluation.results import tables, write_results
-from ine.evaluation.store import Missing, Store
+from ine.evaluation import figures as score
+from ine.evaluation import models, readings, units
+from ine.evaluation import run as engine
+from ine.evaluation.about import about_of
+from ine.evaluation.choosing import choose, matched
+from ine.evaluation.entering import enter_folder
+from ine.evaluation.grid_file import load_grid
+from ine.evaluation.pictures import Pictures, join_pictures
+from ine.evaluation.prepare import prepare
+from ine.evaluation.result import Run
+from ine.evaluation.results import figure_record, picture_records, write_results
+from ine.evaluation.run import Share, run, todo
+from ine.evaluation.run_folder import read_run
+from ine.evaluation.stats import WILSON_OVER_PROMPTS
+from ine.report.data import report_figures
+from ine.report.grid import grid_report
+from ine.report.terminal import tables
+from ine.store.pictures import Store
+from ine.store.units import Missing
 
-GRID = """\
-kind: grid
-version: 1
-name: small
-concept: fire
-models:
-  - {name: tiny, model: MODEL}
-negatives:
-  - {name: words, words: true}
-guidances:
-  - {name: additive, method: additive, strengths: [1, 6]}
-prompts:
-  - {name: tune, source: "mini:fire/implying-tuning", role: tune, expects: harmful, limit: 3}
-  - {name: keep, source: "mini:fire/twins-tuning", role: tune, expects: benign, limit: 2}
-  - {name: test, source: "mini:fire/implying-test", role: test, expects: harmful, limit: 2}
-sampler: {steps: 2, batch: 2, guidance_scale: 5}
-judges: {tune: mini-judge, test: mini-judge2}
-metrics: {subject: true, preservation: [judge-cosine, ssim]}
-choose: {level: 0.5}
-"""
+pytestmark = pytest.mark.usefixtures("loaded_once")
+
+GRID = tuned_grid(3)
 PICTURES = 3 * (3 + 2 + 2)
 RESULTS = ("results.jsonl", "results.csv", "chosen.json", "pictures.jsonl", "about.json")
 
@@ -47,12 +45,8 @@ def grid(tmp_path, tiny_folder):
     """Write the grid with texts replaced, and return its path."""
 
     def writing(*pairs, name="grid.yaml"):
-        text = GRID.replace("MODEL", str(tiny_folder))
-        for old, new in zip(pairs[::2], pairs[1::2], strict=True):
-            assert old in text
-            text = text.replace(old, new)
         path = tmp_path / name
-        path.write_text(text)
+        path.write_text(replaced(GRID, "MODEL", str(tiny_folder), *pairs))
         return path
 
     return writing
@@ -77,15 +71,6 @@ def contents(folder, *, results=True):
     files = [p for kind in ("units", "readings") for p in (folder / kind).rglob("*") if p.is_file()]
     files += [folder / name for name in RESULTS if results]
     return {str(p.relative_to(folder)): p.read_bytes() for p in files}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _loaded_once():
-    """Loading models and judges takes longer than what they do here."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "load_detector", functools.cache(engine.load_detector))
-        patch.setattr(engine, "load_parts", functools.cache(engine.load_parts))
-        yield
 
 
 @pytest.fixture
@@ -126,7 +111,7 @@ def test_a_run_makes_every_picture_once(reference):
     assert len(list((folder / "units").rglob("*.zip"))) == len(plan.units) == 3 * (2 + 1 + 1)
     assert todo(plan) == ()
     assert not list(folder.rglob("*.part"))
-    assert sum(len(c.items) for c in scored.cells.values()) == PICTURES
+    assert sum(len(p.keys) for p in scored.pictures.values()) == PICTURES
 
 
 def test_every_figure_says_its_rule_set_and_number(reference):
@@ -157,17 +142,45 @@ def test_pictures_say_what_was_found_in_them(reference):
         assert record["flagged"].keys() == record["score"].keys() == {"mini-fire@0.5"}
         assert record["unet_calls"] == (4 if record["guidance"] == "none" else 6)
         assert bool(record["likeness"]) == (record["guidance"] != "none")
-    cell = next(c for c in scored.cells if c.configuration.is_defended)
-    cosines = scored.cells[cell].likeness["judge-cosine"]
+    found = next(p for (c, _), p in scored.pictures.items() if c.is_defended)
+    cosines = found.likeness["judge-cosine"]
     assert (np.abs(cosines) <= 1 + 1e-6).all()
+
+
+def test_a_run_is_the_same_in_memory_and_read_back(reference):
+    folder, _, scored = reference
+    again = read_run(folder)
+
+    def figures(run):
+        return [figure_record(run, figure) for figure in run.figures]
+
+    assert figures(again) == figures(scored)
+    assert list(picture_records(again)) == list(picture_records(scored))
+    assert again.choices == scored.choices
+    for name in ("folder", "store", "version", "grid", "text", "about", "floors"):
+        assert getattr(again, name) == getattr(scored, name), name
+    for key, pictures in scored.pictures.items():
+        other = again.pictures[key]
+        assert (other.keys, other.clusters, other.units) == (
+            pictures.keys,
+            pictures.clusters,
+            pictures.units,
+        )
+        assert other.columns.keys() == pictures.columns.keys()
+        for name, values in pictures.columns.items():
+            np.testing.assert_array_equal(other.columns[name], values)
+            assert other.columns[name].dtype == values.dtype
+    shown = [report_figures(grid_report(run)) for run in (scored, again)]
+    assert shown[0] == shown[1]
+    assert tables(scored) == tables(again)
 
 
 def test_a_picture_is_the_one_that_its_request_makes_alone(reference, tiny_parts):
     from ine.sampling import PictureRequest, SamplerSettings, generate
 
     _, plan, scored = reference
-    found = scored.cells[next(c for c in scored.cells if c.prompts == "tune")]
-    requests = [item.request for item in found.items]
+    found = next(p for (_, prompts), p in scored.pictures.items() if prompts == "tune")
+    requests = [item.request for item in plan.sets["tune"].items(0)]
     assert all(isinstance(r, PictureRequest) for r in requests)
     sampler = SamplerSettings(steps=2, batch=2, guidance_scale=5)
     [unit, *_] = generate(tiny_parts, requests[:2], None, sampler)
@@ -227,10 +240,10 @@ def test_two_processes_share_a_folder(grid, tmp_path, reference):
         subprocess.Popen(command, env={**env, **rank}, stdout=-1, stderr=-1, text=True)
         for rank in ranks
     ]
-    told = [process.communicate(timeout=120) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], told
-    # The first rank scores and tells.
-    assert [bool(out) for out, _ in told] == [True, False]
+    printed = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], printed
+    # The first rank scores and prints.
+    assert [bool(out) for out, _ in printed] == [True, False]
     same_results(folder, reference)
 
 
@@ -266,7 +279,7 @@ def refusing(key):
 
 def test_the_lock_of_a_process_that_died_is_free(tmp_path):
     code = (
-        "import os, sys; from ine.evaluation.store import Store\n"
+        "import os, sys; from ine.store.pictures import Store\n"
         f"with Store({str(tmp_path)!r}).claim('k') as ours:\n"
         "    print(ours, flush=True); sys.stdin.readline(); os._exit(9)\n"
     )
@@ -283,9 +296,11 @@ def test_the_lock_of_a_process_that_died_is_free(tmp_path):
 # ------------------------------------------------------------------------------- reuse
 
 
-def test_another_rule_scores_what_is_there(grid, tmp_path, reference, counted, monkeypatch):
-    monkeypatch.setattr(engine, "load_detector", None)
-    monkeypatch.setattr(engine, "load_parts", None)
+def test_another_rule_scores_the_pictures_that_exist(
+    grid, tmp_path, reference, counted, monkeypatch
+):
+    monkeypatch.setattr(readings, "load_detector", None)
+    monkeypatch.setattr(models, "load_parts", None)
     path = grid("metrics:", "rules: [mini-snow@0.5, mini-fire@0.5]\nmetrics:")
     _, scored = done(path, reference_copy(reference, tmp_path))
     assert counted == []
@@ -301,7 +316,7 @@ def reference_copy(reference, tmp_path):
 
 def test_another_judge_looks_and_makes_nothing(grid, tmp_path, reference, counted):
     looked = []
-    real = engine.load_detector
+    real = readings.load_detector
 
     def loading(name):
         looked.append(name)
@@ -309,7 +324,7 @@ def test_another_judge_looks_and_makes_nothing(grid, tmp_path, reference, counte
 
     folder = reference_copy(reference, tmp_path)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "load_detector", loading)
+        patch.setattr(readings, "load_detector", loading)
         done(grid("tune: mini-judge,", "tune: mini-judge2,"), folder)
     assert counted == []
     assert looked == ["mini-judge2"]
@@ -328,7 +343,7 @@ def test_other_grids_use_a_shared_store(grid, tmp_path, counted):
 
 def test_limit_makes_part_of_it(grid, tmp_path, counted):
     plan, scored = done(grid(), tmp_path / "run", limit=2)
-    assert {len(c.items) for c in scored.cells.values()} == {2}
+    assert {len(p.keys) for p in scored.pictures.values()} == {2}
     assert len(counted) == len(plan.units) == 9
 
 
@@ -371,6 +386,59 @@ def test_a_damaged_reading_is_made_again(grid, tmp_path, reference, counted, con
     done(grid(), folder)
     assert counted == []
     same_results(folder, reference)
+
+
+def blackened(store, key, version):
+    """Make the pictures of a unit black, as NaN became in earlier versions."""
+    about = store.about(key)
+    black = np.zeros_like(store.pictures(key))
+    store.write_unit(key, black, about.notes, about.unet_calls, about.made)
+    if version == "old":
+        path = store.unit_path(key)
+        with zipfile.ZipFile(path) as archive:
+            files = {name: archive.read(name) for name in archive.namelist()}
+        facts = json.loads(files["about.json"])
+        del facts["blank"]
+        files["about.json"] = json.dumps(facts)
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, content in files.items():
+                archive.writestr(name, content)
+
+
+def test_black_pictures_of_an_earlier_version_are_made_again(
+    grid, tmp_path, reference, counted, caplog
+):
+    folder = reference_copy(reference, tmp_path)
+    store, key = Store(folder), reference[1].units[3].key
+    blackened(store, key, "old")
+    store.write_numbers(key, "features:mini-judge", np.zeros((2, 2)))  # of the black ones
+    done(grid(), folder)
+    assert counted == [key]
+    assert "2 of 2 pictures are blank (wholly one colour), of a version" in caplog.text
+    same_results(folder, reference)
+
+
+def test_blank_pictures_are_counted_everywhere(grid, tmp_path, reference, counted):
+    folder, plan = reference_copy(reference, tmp_path), reference[1]
+    [cell] = [c for c in plan.units_of if c.prompts == "test" and not c.configuration.is_defended]
+    blackened(Store(folder), plan.units_of[cell][0].key, "new")
+    _, scored = done(grid(), folder)
+    assert counted == []
+    lines = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    counts = {(r["prompts"], r["strength"]): r["value"] for r in lines if r["metric"] == "blank"}
+    assert counts.pop(("test", None)) == 1
+    assert set(counts.values()) == {0}
+    pictures = [json.loads(line) for line in (folder / "pictures.jsonl").read_text().splitlines()]
+    assert sum(p.get("blank", False) for p in pictures) == 2
+    table = {row[0]: row for t in tables(scored) if t.title.startswith("test") for row in t.rows}
+    assert "2 of 2" in table["tiny, undefended"]
+    [section] = [s for s in grid_report(read_run(folder)).sections if s.title == "Blank pictures"]
+    assert section.paragraphs[0].startswith(f"2 of {PICTURES} pictures are blank")
+    assert "2 of 2" in section.tables[0].rows[0]
+    [none] = [
+        s for s in grid_report(read_run(reference[0])).sections if s.title == "Blank pictures"
+    ]
+    assert none.paragraphs == [f"None of {PICTURES} pictures is blank (wholly one colour)."]
 
 
 def test_pictures_that_are_deleted_under_a_running_grid(grid, tmp_path, reference, caplog):
@@ -449,32 +517,49 @@ def test_a_folder_that_is_not_ours(grid, tmp_path):
 
 
 def faked(plan, flags, kept):
-    """`Scored` cells with given shares: {(strength, prompt set): share}."""
-    cells = {}
+    """A `Run` with given shares: {(strength, prompt set): share}."""
+    pictures = {}
     for cell in plan.units_of:
-        items = plan.expansion.sets[cell.prompts].items(cell.seed)
+        items = plan.sets[cell.prompts].items(cell.seed)
         strength = cell.configuration.strength
         share = flags.get((strength, cell.prompts), 0.0)
         hit = np.arange(len(items)) < round(share * len(items))
-        cells[cell] = score.CellScores(
-            cell=cell,
-            items=items,
-            verdicts={"mini-fire@0.5": hit},
-            scores={"mini-fire@0.5": hit.astype(float)},
-            calls=np.ones(len(items), dtype=np.int64),
-            likeness={"judge-cosine": np.full(len(items), kept.get(strength, 1.0))},
-            subject=None,
+        likeness = np.full(len(items), kept.get(strength, 1.0))
+        own = Pictures(
+            keys=tuple((cell.seed, item.id, item.image, item.seed) for item in items),
+            clusters=tuple(item.cluster for item in items),
+            nouns=tuple(item.noun for item in items),
             units=(),
-            made=(),
+            columns={
+                ("flagged", "mini-fire@0.5"): hit,
+                ("score", "mini-fire@0.5"): hit.astype(float),
+                ("unet_calls", ""): np.ones(len(items), dtype=np.int64),
+                ("likeness", "judge-cosine"): likeness,
+            },
         )
-    floors = {("tiny", name, "judge-cosine"): 0.0 for name in plan.expansion.sets}
-    return score.Scored(
-        plan=plan, cells=cells, floors=floors, rows=score.rows_of(plan), figures=(), choices=()
+        pictures.setdefault((cell.configuration, cell.prompts), []).append(own)
+    floors = {("tiny", name, "judge-cosine"): 0.0 for name in plan.sets}
+    pictures = {key: join_pictures(parts) for key, parts in pictures.items()}
+    return Run(
+        folder=plan.folder,
+        store=plan.store.folder,
+        version="",
+        grid=plan.file.grid,
+        text="",
+        about=about_of(plan, (), score.numbers_of(pictures)),
+        figures=(),
+        choices=(),
+        pictures=pictures,
+        floors=floors,
     )
 
 
+def choices_of(plan, flags, kept):
+    return list(choose(plan, faked(plan, flags, kept), score.rows_of(plan)))
+
+
 def chosen(plan, flags, kept):
-    [choice] = score.choose(faked(plan, flags, kept))
+    [choice] = choices_of(plan, flags, kept)
     return choice
 
 
@@ -483,27 +568,27 @@ def test_choices_are_made_on_tune_sets_alone(reference):
     tune = {(1.0, "tune"): 0.8, (6.0, "tune"): 0.2}
     # On the test set it is the other way round, as clearly as can be.
     test = {(1.0, "test"): 0.0, (6.0, "test"): 1.0}
-    assert chosen(plan, tune | test, {}).row.strength == 6.0
+    assert chosen(plan, tune | test, {}).configuration.strength == 6.0
     # The control: choosing by the test set gives the other one.
     swapped = {(1.0, "tune"): 0.0, (6.0, "tune"): 1.0}
-    assert chosen(plan, swapped, {}).row.strength == 1.0
+    assert chosen(plan, swapped, {}).configuration.strength == 1.0
 
 
 def test_a_choice_keeps_enough_or_says_that_it_does_not(reference):
     plan = reference[1]
     tune = {(1.0, "tune"): 0.8, (6.0, "tune"): 0.2}
     enough = chosen(plan, tune, {1.0: 0.9, 6.0: 0.4})
-    assert (enough.row.strength, enough.reached) == (1.0, True)
+    assert (enough.configuration.strength, enough.reached) == (1.0, True)
     never = chosen(plan, tune, {1.0: 0.3, 6.0: 0.4})
-    assert (never.row.strength, never.reached) == (6.0, False)
+    assert (never.configuration.strength, never.reached) == (6.0, False)
     # Of equals the weaker.
-    assert chosen(plan, {}, {}).row.strength == 1.0
+    assert chosen(plan, {}, {}).configuration.strength == 1.0
 
 
-def test_the_terminal_tells_of_test_sets_only_what_was_chosen(reference):
+def test_the_terminal_shows_of_test_sets_only_what_was_chosen(reference):
     _, plan, scored = reference
     shown = {table.title: [row[0] for row in table.rows] for table in tables(scored)}
-    for name, prompts in plan.expansion.sets.items():
+    for name, prompts in plan.sets.items():
         role = prompts.spec.role
         [labels] = [rows for title, rows in shown.items() if title.startswith(f"{name}: ")]
         defended = [label for label in labels if "undefended" not in label]
@@ -529,15 +614,20 @@ def test_negatives_of_a_group_are_one_row(grid, tmp_path):
         "{name: words, words: true, group: both}\n  - {name: smoke, text: smoke, group: both}",
     )
     plan = planned(path, tmp_path / "run")
-    rows = [r for r in score.rows_of(plan) if r.is_group]
-    assert [(r.strength, r.negative) for r in rows] == [(1.0, "both"), (6.0, "both")]
-    choices = list(score.choose(faked(plan, {}, {})))
-    assert {c.row.negative for c in choices} == {"words", "smoke", "both"}
     scored = faked(plan, {}, {})
-    assert sum(len(c.items) for c in scored.pooled(rows[0], "tune")) == 6
-    [figure, *_] = [f for f in score._figures(scored) if f.row == rows[0] and f.prompts == "tune"]
+    rows = [r for r in score.rows_of(plan) if len(scored.members(r)) > 1]
+    assert [(r.strength, r.negative) for r in rows] == [(1.0, "both"), (6.0, "both")]
+    choices = choices_of(plan, {}, {})
+    assert {c.configuration.negative for c in choices} == {"words", "smoke", "both"}
+    assert sum(len(p.keys) for p in scored.parts(rows[0], "tune")) == 6
+    [figure, *_] = [
+        f
+        for f in score.figures_of(plan, scored)
+        if f.configuration == rows[0] and f.prompts == "tune"
+    ]
     assert (figure.estimate.count, figure.estimate.clusters) == (6, 3)
-    assert figure.interval == score.BOOTSTRAP
+    # Two pictures of each prompt: what the prompts are worth, not a bootstrap, for a share.
+    assert figure.interval == WILSON_OVER_PROMPTS
 
 
 def test_a_group_of_inversion_seeds_meets_a_grid_seed_each(grid, tmp_path):
@@ -546,18 +636,15 @@ def test_a_group_of_inversion_seeds_meets_a_grid_seed_each(grid, tmp_path):
         *("sampler:", "seeds: [0, 1]\nsampler:"),
     )
     plan = planned(path, tmp_path / "run")
-    row = next(r for r in score.rows_of(plan) if r.is_group)
-    cells = faked(plan, {}, {}).pooled(row, "tune")
-    assert [(c.cell.configuration.negative, c.cell.seed) for c in cells] == [
-        ("one", 0),
-        ("two", 1),
-    ]
+    run_ = faked(plan, {}, {})
+    row = next(r for r in score.rows_of(plan) if len(run_.members(r)) > 1)
+    parts = run_.parts(row, "tune")
+    assert [c.negative for c in run_.members(row)] == ["one", "two"]
+    assert [{grid_seed for grid_seed, *_ in p.keys} for p in parts] == [{0}, {1}]
     # So a pooled row has as many pictures as words alone, of the same prompts and seeds.
     words = next(r for r in score.rows_of(plan) if r.negative == "words")
-    others = faked(plan, {}, {}).pooled(words, "tune")
-    assert [i.request for c in cells for i in c.items] == [
-        i.request for c in others for i in c.items
-    ]
+    others = run_.parts(words, "tune")
+    assert [k for p in parts for k in p.keys] == [k for p in others for k in p.keys]
 
 
 SEEDED = """
@@ -570,7 +657,8 @@ def test_matched_preservation_is_read_from_test_sets(grid, tmp_path):
     path = grid("sampler:", f"  {line}\nsampler:")
     plan = planned(path, tmp_path / "run")
     flags = {(1.0, "test"): 1.0, (6.0, "test"): 0.0, (1.0, "tune"): 0.0, (6.0, "tune"): 0.0}
-    figures = list(score._matched(faked(plan, flags, {1.0: 0.75, 6.0: 0.25})))
+    run_ = faked(plan, flags, {1.0: 0.75, 6.0: 0.25})
+    figures = list(matched(plan, run_, score.rows_of(plan)))
     [figure] = figures
     # Half way between the two strengths, by preservation.
     assert figure.estimate.value == pytest.approx(0.5)
@@ -584,7 +672,7 @@ def test_scoring_many_again_is_quick_and_holds_one_unit(grid, tmp_path, monkeypa
     import time
     import tracemalloc
 
-    from ine.judging.detection import Detection
+    from ine.detectors.base import Detection
 
     path = grid("metrics: {subject: true, preservation: [judge-cosine, ssim]}", "",
                 "limit: 3", "images: 5", "batch: 2", "batch: 16", "[1, 6]", "[1]")  # fmt: skip
@@ -594,7 +682,7 @@ def test_scoring_many_again_is_quick_and_holds_one_unit(grid, tmp_path, monkeypa
     for unit in plan.units:
         count = len(unit.requests)
         plan.store.write_unit(unit.key, pictures[:count], [{}] * count, [4] * count, {})
-        for name in plan.needs[unit.key]:
+        for name in readings.needs_of(plan)[unit.key]:
             if name.startswith("features:"):
                 features = rng.normal(size=(count, 64))
                 features /= np.linalg.norm(features, axis=1, keepdims=True)
@@ -605,7 +693,7 @@ def test_scoring_many_again_is_quick_and_holds_one_unit(grid, tmp_path, monkeypa
     total = sum(len(u.requests) for u in plan.units)
     assert total > 1000
     monkeypatch.setattr(engine, "make_unit", None)
-    monkeypatch.setattr(engine, "load_detector", None)
+    monkeypatch.setattr(readings, "load_detector", None)
     start = time.monotonic()
     plan = planned(path, tmp_path / "run")
     assert run(plan)
@@ -624,11 +712,11 @@ def test_scoring_many_again_is_quick_and_holds_one_unit(grid, tmp_path, monkeypa
 # ---------------------------------------------------------------------------- the command
 
 
-def test_the_command_tells_and_writes(run_ine, grid, tmp_path):
+def test_the_command_prints_and_writes(run_ine, grid, tmp_path):
     path = grid()
     dry = run_ine("evaluate", path, "--out", tmp_path / "run", "--dry-run")
     assert dry.exit_code == 0, dry.output
-    assert f"9 cells, {PICTURES} pictures, 0 of them there" in dry.stdout
+    assert f"9 cells, {PICTURES} pictures, 0 of them finished" in dry.stdout
     assert "tiny, additive at 6, words" in dry.stdout
     assert not (tmp_path / "run").exists()
     result = run_ine("evaluate", path, "--out", tmp_path / "run", "--limit", 2)
@@ -643,7 +731,7 @@ def test_the_command_tells_and_writes(run_ine, grid, tmp_path):
     assert json.loads(dry.stdout)["there"] == 18
 
 
-def test_a_dry_run_tells_what_is_missing(run_ine, grid, tmp_path, tiny_folder):
+def test_a_dry_run_prints_what_is_missing(run_ine, grid, tmp_path, tiny_folder):
     path = grid(str(tiny_folder), "mini, unet: no.safetensors")
     dry = run_ine("evaluate", path, "--dry-run", "--out", tmp_path / "run")
     assert dry.exit_code == 0
@@ -672,3 +760,22 @@ def test_bad_grids_end_with_their_exit_code(run_ine, grid, tmp_path):
     assert "line 18" in result.stderr
     assert "did you mean 'choose'" in result.stderr
     assert not Path(tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("losses", [0, 1, 2, 3])
+def test_what_is_removed_before_it_is_scored_is_made_again_a_few_times(monkeypatch, losses):
+    runs = []
+
+    def score(plan):
+        if len(runs) <= losses:
+            raise Missing("unit gone")
+        return "scored"
+
+    monkeypatch.setattr(engine, "run", lambda *_: runs.append(1) or True)
+    monkeypatch.setattr(engine, "score", score)
+    if losses < engine.ROUNDS:
+        assert engine.run_and_score(None) == "scored"
+        assert len(runs) == losses + 1
+    else:
+        with pytest.raises(OutputError, match="unit gone, again and again"):
+            engine.run_and_score(None)

@@ -1,34 +1,38 @@
 """SD 2.x, SDXL, inpainting models and models of few steps: the same code on each of them."""
 
+import copy
 import json
 import shutil
 from dataclasses import fields, replace
 
 import pytest
 import torch
-from tiny import KINDS, build_tiny
+from tiny import KINDS, build_tiny, look_ahead, probe_gate
 
 import ine
-from ine.embedding import check_fits, new_embedding, read_embedding, write_embedding
+from ine.embeddings.embedding import new_embedding, read_embedding, write_embedding
+from ine.embeddings.fit import check_fits
 from ine.errors import EmbeddingError, IneError, ModelError
+from ine.families import FAMILIES, family_of
 from ine.guidance.additive import Additive
 from ine.guidance.cfg import ClassifierFree
-from ine.guidance.gates import Gated, Presence, Window
-from ine.guidance.negative import Matched, Negative
-from ine.guidance.posterior import Dynamic
+from ine.guidance.gates import Gated, Window
+from ine.guidance.negative import Negative
 from ine.guidance.protocol import Prompts, Step
-from ine.guidance.safree import Safree, pooled_states, safree_against
+from ine.guidance.safree import Safree, safree_against
+from ine.guidance.safree_rewrite import rewrite
+from ine.guidance.safree_subspace import pooled_states
 from ine.guidance.sld import SafeLatent
 from ine.inversion.images import ConceptPictures
-from ine.inversion.invert import batch_loss, invert, start_vectors
-from ine.models.families import FAMILIES, family_of
+from ine.inversion.invert import batch_loss, invert
+from ine.inversion.start import start_vectors
 from ine.models.few_steps import few_steps_of
 from ine.models.inpainting import everything_masked
 from ine.models.loading import load_parts
-from ine.protection import encode_negative
-from ine.recipe import Inversion
+from ine.protection.prompts import encode_negative
+from ine.recipe import InversionSettings
 from ine.sampling import SamplerSettings, make_scheduler, sample_latents
-from ine.text import encode, encode_nothing, negative_prompt_embeds
+from ine.text.encode import encode, encode_nothing, negative_prompt_embeds
 
 # With NumPy 2 some diffusers schedulers read tensors in a way that torch warns about.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -101,7 +105,7 @@ def call(kind, pipe, parts, **changes):
         settings |= {
             "image": torch.zeros(2, 3, size, size),
             "mask_image": torch.ones(2, 1, size, size),
-            "masked_image_latents": parts.beside[None, 1:].repeat(2, 1, 1, 1),
+            "masked_image_latents": parts.inpainting_input[None, 1:].repeat(2, 1, 1, 1),
             "height": size,
             "width": size,
         }
@@ -121,7 +125,7 @@ def with_scheduler(pipe, name="DDIMScheduler"):
 
 
 @pytest.mark.parametrize(("width", "name"), [(128, "mini"), (768, "sd1"), (1024, "sd2")])
-def test_a_width_tells_the_family(width, name):
+def test_a_width_names_the_family(width, name):
     assert family_of(width).name == name
     assert len({f.width for f in FAMILIES}) == len(FAMILIES)
 
@@ -137,17 +141,17 @@ def test_what_each_kind_is(parts_of_kind):
     assert found["sd2"] == ("v_prediction", 1)
     assert found["sdxl"] == ("epsilon", 2)
     assert {k for k, p in parts_of_kind.items() if p.few_steps} == set(FEW)
-    assert {k for k, p in parts_of_kind.items() if p.beside is not None} == {"inpainting"}
+    assert {k for k, p in parts_of_kind.items() if p.inpainting_input is not None} == {"inpainting"}
     assert {k for k, p in parts_of_kind.items() if p.time_ids is not None} == {"sdxl"}
-    assert {k for k, p in parts_of_kind.items() if p.scale_input is not None} == {"lcm"}
+    assert {k for k, p in parts_of_kind.items() if p.timestep_cond is not None} == {"lcm"}
     assert all(p.latent_shape == (4, 8, 8) for p in parts_of_kind.values())
 
 
-def test_a_condition_carries_all_that_a_model_is_told(parts_of_kind):
+def test_a_condition_carries_all_that_a_model_reads(parts_of_kind):
     for kind, name, shape in (
         ("sdxl", "time_ids", (2, 6)),
-        ("lcm", "scale_input", (2, 16)),
-        ("inpainting", "beside", (2, 5, 8, 8)),
+        ("lcm", "timestep_cond", (2, 16)),
+        ("inpainting", "inpainting_input", (2, 5, 8, 8)),
     ):
         condition = encode(parts_of_kind[kind], PROMPTS)
         assert getattr(condition, name).shape == shape
@@ -187,7 +191,7 @@ def test_a_scheduler_that_is_trailing_is_not_always_one_of_few_steps():
 
 def test_a_unet_of_other_channels_is_refused(parts_of_kind):
     parts = parts_of_kind["inpainting"]
-    assert torch.equal(parts.beside[0], torch.ones(8, 8))
+    assert torch.equal(parts.inpainting_input[0], torch.ones(8, 8))
     unet = build_tiny("sd1").unet
     assert everything_masked(unet, parts.vae) is None
     unet.register_to_config(in_channels=8)
@@ -221,16 +225,15 @@ def test_undefended_latents_are_those_of_the_pipeline(kind, parts_of_kind, load_
 def methods(embedding):
     """Return name -> guidance that acts also without guidance, each with a strength."""
     negative = Negative("", (embedding,))
-    matched = Matched((negative, Negative("a house")))
+    joined = Negative("a house", (embedding,))
     return {
         "additive": Additive(negative, strength=2.0),
-        "additive matched": Additive(matched, strength=2.0),
+        "additive joined": Additive(joined, strength=2.0),
         "sld": SafeLatent.preset("max", negative),
         "safree": safree_against(negative, alpha=0.0, validate=False),
         "safree per vector": Safree(
             embeddings=(embedding,), columns="vectors", alpha=0.0, validate=False, reattention=True
         ),
-        "dynamic": Dynamic(negative, strength=50.0),
     }
 
 
@@ -253,10 +256,36 @@ def test_a_closed_gate_leaves_pictures_alone(kind, parts_of_kind):
     parts = parts_of_kind[kind]
     negative = Negative("", (embedding_of(parts),))
     plain, _, _ = sample(parts)
-    for gate, open_ in ((Presence(threshold=1e9), False), (Window(0.0, 0.5), True)):
+    for gate, open_ in ((probe_gate(1e9), False), (Window(0.0, 0.5), True)):
         found, _, _ = sample(parts, Gated(Additive(negative, strength=2.0), gate))
         same = torch.allclose(found, plain, atol=1e-5 if kind in FEW else 0)
         assert same != open_
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in FEW])
+def test_a_closed_look_ahead_leaves_pictures_of_every_family_alone(kind, parts_of_kind, load_pipe):
+    parts, pipe = parts_of_kind[kind], load_pipe(kind)
+    guidance = Additive(Negative("", (embedding_of(parts),)), strength=2.0)
+    plain, _, _ = sample(parts)
+    found, notes, _ = sample(parts, Gated(guidance, look_ahead(1e9)))
+    assert torch.equal(found, plain)
+    own = call(kind, pipe, parts)
+    with ine.protect(pipe, guidance=guidance, gate=look_ahead(1e9)) as defence:
+        assert torch.equal(call(kind, pipe, parts), own)
+    scores, theirs = ([n["gate"]["probes"][0][2] for n in some] for some in (notes, defence.notes))
+    assert theirs == pytest.approx(scores, abs=2e-2)
+    with ine.protect(pipe, guidance=guidance, gate=look_ahead(-1e9)):
+        assert not torch.allclose(call(kind, pipe, parts), own, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", FEW)
+def test_a_look_ahead_on_few_steps_is_refused_by_name(kind, parts_of_kind, load_pipe):
+    parts = parts_of_kind[kind]
+    guidance = Additive(Negative("", (embedding_of(parts),)), strength=2.0)
+    with pytest.raises(IneError, match="is a model of few steps"):
+        sample(parts, Gated(guidance, look_ahead(0.0)))
+    with pytest.raises(IneError, match="is a model of few steps"):
+        ine.protect(load_pipe(kind), guidance=guidance, gate=look_ahead(0.0))
 
 
 @pytest.mark.parametrize("kind", FEW)
@@ -281,7 +310,7 @@ def test_an_ordinary_model_without_guidance_is_no_exception(parts_of_kind):
     torch.testing.assert_close(plain, two_calls, atol=1e-3, rtol=0)
 
 
-def test_an_lcm_is_told_the_scale(parts_of_kind):
+def test_an_lcm_receives_the_scale(parts_of_kind):
     parts = parts_of_kind["lcm"]
     weak, _, _ = sample(parts, guidance_scale=2.0)
     strong, _, _ = sample(parts, guidance_scale=12.0)
@@ -301,21 +330,20 @@ def test_lcm_makes_no_more_steps_than_it_learnt(parts_of_kind):
         sample(parts_of_kind["lcm"], steps=99)
 
 
-@pytest.mark.parametrize("method", ["sld", "dynamic"])
-def test_a_run_that_begins_without_signal(method, parts_of_kind):
+def test_a_run_that_begins_without_signal(parts_of_kind):
     """Zero terminal signal (Lin et al. 2023): at the first step alpha-bar is 0."""
     parts = parts_of_kind["sd2"]
     zero = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     parts = replace(parts, scheduler_config={**parts.scheduler_config, **zero})
     seen = []
-    guidance = methods(embedding_of(parts))[method]
+    guidance = methods(embedding_of(parts))["sld"]
     settings = settings_of(parts)
     found, _, _ = sample_latents(parts, PROMPTS, SEEDS, guidance, settings, seen.append)
     assert found.isfinite().all()
     assert seen[0].alpha_bar == 0
 
 
-def test_a_v_prediction_tells_the_clean_latents_without_signal():
+def test_a_v_prediction_gives_the_clean_latents_without_signal():
     x_0, eps = noise(1, 4, 2, 2), noise(1, 4, 2, 2, seed=1)
     for a in (0.0, 0.3, 0.9):
         a = torch.tensor(a)
@@ -340,6 +368,68 @@ def test_safree_reads_both_encoders_at_the_layer_of_the_unet(parts_of_kind):
     assert pooled.shape == (1 + len(ids), 32 + 48)
     states = encode(parts, ["a dog"]).states[0]
     torch.testing.assert_close(pooled[0], states[len(ids) + 1], atol=1e-5, rtol=0)
+
+
+@pytest.fixture
+def square(parts_of_kind):
+    """A tiny SDXL whose second encoder's embeddings are as wide as its states, as SDXL's are."""
+    parts = parts_of_kind["sdxl"]
+    second = copy.deepcopy(parts.text_encoders[1])
+    second.config.projection_dim = second.config.hidden_size
+    second.text_projection = torch.nn.Linear(48, 48, bias=False)
+    torch.nn.init.normal_(second.text_projection.weight, generator=torch.Generator().manual_seed(0))
+    return parts.with_text_encoders([parts.text_encoders[0], second])
+
+
+@torch.no_grad()
+def test_safree_on_sdxl_can_be_the_released_one(square):
+    """Against modified_stable_diffusion_xl_pipeline.py of the authors (b8b2c3f), written out."""
+    prompt, phrases, alpha = "a dog in snow", ("fire", "ox"), 0.01
+    tokenizer, second = square.tokenizers[1], square.text_encoders[1]
+
+    def embeds(ids):
+        return second(torch.tensor(ids)).text_embeds.double()
+
+    def on_span(columns):
+        return columns @ torch.linalg.pinv(columns.T @ columns) @ columns.T
+
+    ids = tokenizer(prompt).input_ids
+    count = len(ids) - 2
+    masked = embeds([[*ids[:i], 0, *ids[i + 1 :]] for i in range(1, count + 1)])
+    concept = torch.cat([embeds([tokenizer(p).input_ids]) for p in phrases])
+    outside = torch.eye(48).double() - on_span(concept.T)
+    far = (outside @ masked.T).norm(dim=0)
+    triggers = [
+        i + 1
+        for i in range(count)
+        if far[i] >= (1 + alpha) * torch.cat([far[:i], far[i + 1 :]]).mean()
+    ]
+    states = encode(square, [prompt]).states[0]
+    wanted = states.double().clone()
+    moved = (outside @ on_span(masked.T) @ wanted[:, 32:].T).T
+    wanted[triggers, 32:] = moved[triggers]
+
+    method = Safree(phrases=phrases, alpha=alpha, as_released=True)
+    found = rewrite(square, prompt, states, method.concept(square), alpha, as_released=True)
+    assert 0 < len(triggers) < count
+    assert list(found.triggers) == triggers
+    torch.testing.assert_close(found.states.double(), wanted, atol=1e-4, rtol=1e-3)
+    # The first encoder's part stays, which the default projects as well.
+    assert torch.equal(found.states[:, :32], states[:, :32])
+    ours = replace(method, as_released=False)
+    both = rewrite(square, prompt, states, ours.concept(square), -1.0)
+    assert not torch.equal(both.states[:, :32], states[:, :32])
+
+
+def test_the_released_safree_on_sdxl_has_no_filter(square, parts_of_kind):
+    method = Safree(phrases=("fire",), alpha=0.0, as_released=True, up_t=0)
+    prompts = Prompts(parts=square, texts=("a dog in snow",), scale=5.0)
+    with method.begin(prompts) as session:
+        assert session.last(session.rewrites[0], 30) == 29
+    with replace(method, as_released=False).begin(prompts) as session:
+        assert session.last(session.rewrites[0], 30) == 0
+    with pytest.raises(IneError, match="states of 48 and embeddings of 24"):
+        method.concept(parts_of_kind["sdxl"])
 
 
 def test_safree_refuses_tokens_that_differ(parts_of_kind, tmp_path):
@@ -375,7 +465,7 @@ def pictures():
 def test_inversion_learns_and_resumes(kind, parts_of_kind, pictures, tmp_path, monkeypatch):
     parts = parts_of_kind[kind]
     monkeypatch.setattr("ine.inversion.invert.SAVE_EVERY", 5)
-    spec = Inversion(vectors=2, steps=24, batch=3, lr=0.05, preview_every=100)
+    spec = InversionSettings(vectors=2, steps=24, batch=3, lr=0.05, preview_every=100)
     state = tmp_path / "state.safetensors"
 
     class Killed(Exception):
@@ -410,7 +500,9 @@ def test_inversion_learns_and_resumes(kind, parts_of_kind, pictures, tmp_path, m
 
 def test_both_encoders_vectors_are_trained_together(parts_of_kind, pictures):
     parts = parts_of_kind["sdxl"]
-    spec = Inversion(vectors=2, steps=1, batch=2, lr=0.05, preview_every=100, init_noise=0.0)
+    spec = InversionSettings(
+        vectors=2, steps=1, batch=2, lr=0.05, preview_every=100, init_noise=0.0
+    )
     made = invert(parts, pictures, spec, trigger="fire-neg")
     for vectors, encoder in zip(made.vectors, parts.text_encoders, strict=True):
         start = encoder.get_input_embeddings().weight.mean(0)
@@ -427,7 +519,7 @@ def test_an_sdxl_embedding_is_a_pair_and_fits_sdxl_only(parts_of_kind, tmp_path)
     check_fits(again, parts)
     with pytest.raises(EmbeddingError, match=r"32 \+ 48"):
         check_fits(again, parts_of_kind["sd1"])
-    with pytest.raises(IneError, match="pooled states as well"):
+    with pytest.raises(IneError, match="also needs pooled states"):
         negative_prompt_embeds(parts, embedding)
 
 
@@ -445,7 +537,6 @@ def test_protect_is_the_sampler_with_the_same_guidance(kind, parts_of_kind, load
     guidances = {
         "additive": Additive(negative, strength=2.0),
         "sld": SafeLatent.preset("max", negative),
-        "dynamic": Dynamic(negative, strength=50.0),
     }
     if kind not in FEW:
         guidances["cfg"] = ClassifierFree(negative)
@@ -464,7 +555,7 @@ def test_protect_behind_a_closed_gate_changes_nothing(kind, parts_of_kind, load_
     parts, pipe = parts_of_kind[kind], load_pipe(kind)
     plain = call(kind, pipe, parts)
     guidance = Additive(Negative("", (embedding_of(parts),)), strength=2.0)
-    with ine.protect(pipe, guidance=guidance, gate=Presence(threshold=1e9)):
+    with ine.protect(pipe, guidance=guidance, gate=probe_gate(1e9)):
         assert torch.equal(call(kind, pipe, parts), plain)
     with ine.protect(pipe, guidance=guidance, gate=Window(0.0, 0.5)):
         assert not torch.allclose(call(kind, pipe, parts), plain, atol=1e-3)

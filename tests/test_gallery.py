@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from ine import gallery
-from ine.embedding import new_embedding
+from ine.embeddings.embedding import new_embedding
 from ine.errors import OutputError
-from ine.gallery import GalleryPlan, file_name, fill_gallery, flagger_for
+from ine.gallery import fill, flagging
+from ine.gallery import index as gallery_index
+from ine.gallery.fill import fill_gallery
+from ine.gallery.flagging import flagger_for
+from ine.gallery.index import GalleryPlan, file_name
 from ine.guidance.cfg import ClassifierFree
 from ine.guidance.negative import Negative
 from ine.pictures import read_picture, read_png_text
@@ -133,20 +136,83 @@ def test_an_interruption_within_a_unit_redoes_that_unit(studio, tmp_path, monkey
     studio.fill(tmp_path / "whole")
     written = []
 
-    def stop(path, *args, write=gallery.write_png):
+    def stop(path, *args, write=fill.write_png):
         if len(written) == 3:
             raise KeyboardInterrupt
         written.append(path)
         write(path, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(gallery, "write_png", stop)
+        patch.setattr(fill, "write_png", stop)
         with pytest.raises(KeyboardInterrupt):
             studio.fill(tmp_path / "parted")
     assert [r["file"] for r in index_of(tmp_path / "parted")] == [p.name for p in written[:2]]
     studio.fill(tmp_path / "parted")
     assert studio.pictures == 3
     assert content(tmp_path / "parted") == content(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("cut", "left"),
+    [
+        (lambda data: len(data) - 1, 1),  # without its newline alone a row is whole
+        (lambda data: len(data) - 5, 3),
+        (lambda data: data.index(b"\xc3") + 1, 3),  # half a character
+    ],
+)
+def test_a_torn_last_line_of_the_index_is_made_again(studio, tmp_path, caplog, cut, left):
+    """As a full disk or a power cut leaves it."""
+    studio.fill(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        studio.fill(tmp_path / "parted", progress=stop_after(4))
+    index = tmp_path / "parted" / "index.jsonl"
+    data = index.read_bytes()
+    index.write_bytes(data[: cut(data)])
+    studio.fill(tmp_path / "parted")
+    assert studio.pictures == left
+    assert ("index.jsonl: its last line is cut off" in caplog.text) == (left > 1)
+    assert content(tmp_path / "parted") == content(tmp_path / "whole")
+
+
+def test_a_line_torn_elsewhere_is_no_index(studio, tmp_path):
+    studio.fill(tmp_path)
+    index = tmp_path / "index.jsonl"
+    lines = index.read_bytes().split(b"\n")
+    index.write_bytes(b"\n".join([lines[0][:30], *lines[1:]]))
+    with pytest.raises(OutputError, match="is not an index of ine"):
+        studio.fill(tmp_path)
+
+
+def test_the_index_is_appended_to_and_ordered_once(studio, tmp_path, monkeypatch):
+    """Otherwise what is written grows with the square of the number of pictures."""
+    written = []
+
+    def spy(how, write):
+        return lambda path, text: (written.append((how, len(text))), write(path, text))[1]
+
+    monkeypatch.setattr(gallery_index, "write_text", spy("whole", gallery_index.write_text))
+    monkeypatch.setattr(gallery_index, "append_text", spy("more", gallery_index.append_text))
+    studio.fill(tmp_path)
+    size = (tmp_path / "index.jsonl").stat().st_size
+    assert [how for how, _ in written] == ["whole", "more", "more"]
+    assert sum(length for _, length in written) <= size
+    (tmp_path / file_name(0, 7)).unlink()  # is remade last, and stands first again
+    written.clear()
+    studio.fill(tmp_path)
+    assert [how for how, _ in written] == ["whole"]
+    assert [r["file"] for r in index_of(tmp_path)] == [file_name(i, 7 + i) for i in range(5)]
+
+
+def test_rows_that_were_appended_out_of_order_are_ordered(studio, tmp_path):
+    """A kill after the last unit leaves them as they came."""
+    studio.fill(tmp_path)
+    index = tmp_path / "index.jsonl"
+    before = index.read_bytes()
+    lines = before.removesuffix(b"\n").split(b"\n")
+    index.write_bytes(b"\n".join([*reversed(lines), lines[0]]) + b"\n")
+    studio.fill(tmp_path)
+    assert studio.pictures == 0
+    assert index.read_bytes() == before
 
 
 def test_a_picture_that_is_gone_is_made_again(studio, tmp_path):
@@ -283,7 +349,7 @@ def test_a_detector_is_asked_for_concepts_about_people_only(monkeypatch, caplog)
     def missing(name):
         raise OutputError(f"no {name} here")
 
-    monkeypatch.setattr(gallery, "load_detector", missing)
+    monkeypatch.setattr(flagging, "load_detector", missing)
     flags = flagger_for(["fire", "nudity"])
     assert flags(np.zeros((2, 16, 16, 3), np.uint8)) == [None, None]
     assert "all pictures of sheet.png are blurred" in caplog.text

@@ -1,28 +1,35 @@
-"""Gates and pictures begun anew inside a grid: the same as by hand, resumable, paid for."""
+"""Gates and restarted pictures inside a grid: the same as by hand, resumable, paid for."""
 
-import functools
 import json
 import math
 from dataclasses import replace
 
 import pytest
 import torch
+from tiny import noise
 
-from ine.embedding import new_embedding, write_embedding
-from ine.errors import IneError
-from ine.evaluation import engine, score
-from ine.evaluation.engine import enter_folder, prepare, run
-from ine.evaluation.expand import Configuration, expand
-from ine.evaluation.grid import load_grid
+from ine.calibration.check import provenance
+from ine.calibration.features import noised_features
+from ine.calibration.thresholds import calibrated
+from ine.embeddings.embedding import new_embedding, write_embedding
+from ine.evaluation import figures as score
+from ine.evaluation import run as engine
+from ine.evaluation.cells import Configuration
+from ine.evaluation.entering import enter_folder
+from ine.evaluation.expand import expand
+from ine.evaluation.grid_file import load_grid
+from ine.evaluation.prepare import prepare
 from ine.evaluation.results import write_results
+from ine.evaluation.run import run
 from ine.guidance.additive import Additive
-from ine.guidance.calibrate import calibrated, provenance, write_calibration
-from ine.guidance.gates import Gated, Presence, Window
+from ine.guidance.gate_file import write_calibration
+from ine.guidance.gates import Gated, Window
 from ine.guidance.negative import Negative
-from ine.guidance.recognition import Probe, Recognition
-from ine.guidance.rewind import Rewind
-from ine.inversion.examples import noised_features
+from ine.guidance.probe import Probe, ProbeGate
+from ine.guidance.restart import Restart
 from ine.sampling import SamplerSettings, generate, sample_latents
+
+pytestmark = pytest.mark.usefixtures("loaded_once")
 
 GRID = """\
 kind: grid
@@ -39,7 +46,7 @@ guidances:
     method: additive
     strengths: [2]
     window: [0, 0.6]
-    rewind: [1, 3]
+    restart: [1, 3]
     gate: {"*/words": fire.gate.json, "tiny/own": fire.gate.json}
 prompts:
   - {name: tune, source: "mini:fire/implying-tuning", role: tune, expects: harmful, limit: 4}
@@ -48,19 +55,7 @@ sampler: {steps: 4, batch: 2, guidance_scale: 5}
 SETTINGS = SamplerSettings(steps=4, guidance_scale=5, batch=2)
 
 
-def noise(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
 FIRE = new_embedding(noise(2, 32, seed=1), "fire-neg", "fire")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _loaded_once():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "load_detector", functools.cache(engine.load_detector))
-        patch.setattr(engine, "load_parts", functools.cache(engine.load_parts))
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +67,7 @@ def folder(tmp_path_factory, tiny_folder, tiny_parts):
     write_embedding(FIRE, where / "fire-neg.safetensors")
     with torch.no_grad():
         features = noised_features(tiny_parts, noise(1, *tiny_parts.latent_shape), 500.0, 0.5, None)
-    closed = Recognition(math.inf, (Probe(noise(features.shape[1], seed=7), 0.0),), (0.5,), "fire")
+    closed = ProbeGate(math.inf, (Probe(noise(features.shape[1], seed=7), 0.0),), (0.5,), "fire")
     gate = replace(closed, threshold=middle(tiny_parts, closed, items(path)))
     record = provenance(tiny_parts, [FIRE])
     write_calibration(calibrated_as(gate, record), where / "fire.gate.json")
@@ -106,16 +101,17 @@ def done(path, out):
     return plan, scored
 
 
-def test_a_grid_begins_pictures_anew_as_the_loop_does(folder, tiny_parts, tmp_path):
+def test_a_grid_restarts_pictures_as_the_loop_does(folder, tiny_parts, tmp_path):
     plan, scored = done(folder / "grid.yaml", tmp_path / "run")
     own = Configuration(model="tiny", guidance="again", strength=2.0, negative="own")
-    cells = {c.configuration: cell for c, cell in scored.cells.items()}
-    gate = plan.expansion.calibrations[own].gate
+    cells = {c: pictures for (c, _), pictures in scored.pictures.items()}
+    gate = plan.calibrations[own].gate
     method = Gated(Additive(Negative("", (FIRE,)), 2.0), Window(0.0, 0.6))
-    requests = [item.request for item in cells[own].items]
+    [prompts] = plan.sets.values()
+    requests = [item.request for item in prompts.items(0)]
     made = [
         picture
-        for unit in generate(tiny_parts, requests, Rewind(method, gate, (1.0, 3.0)), SETTINGS)
+        for unit in generate(tiny_parts, requests, Restart(method, gate, (1.0, 3.0)), SETTINGS)
         for picture in unit.pictures
     ]
     plain = cells[own.undefended]
@@ -135,20 +131,11 @@ def test_a_grid_begins_pictures_anew_as_the_loop_does(folder, tiny_parts, tmp_pa
 def test_words_may_act_behind_a_gate_that_an_embedding_taught(folder, tmp_path, caplog):
     caplog.set_level("INFO", "ine")
     done(folder / "grid.yaml", tmp_path / "run")
-    told = [m for m in caplog.messages if "taught with the embeddings fire-neg, here are none" in m]
-    assert len(told) == 1
-    assert "again at 2, words" in told[0]
-
-
-def test_a_gate_that_looks_at_the_negative_is_refused_for_another(folder, tmp_path, tiny_parts):
-    path = folder / "presence.yaml"
-    path.write_text((folder / "grid.yaml").read_text().replace("fire.gate", "presence.gate"))
-    gate = calibrated_as(Presence(0.5), provenance(tiny_parts, [FIRE]))
-    write_calibration(gate, folder / "presence.gate.json", force=True)
-    plan = prepare(load_grid(path), tmp_path / "run")
-    with pytest.raises(IneError, match=r"cell tiny, again at 2, words: the gate was calibrated"):
-        run(plan)
-    assert not list((tmp_path / "run").rglob("*.zip"))
+    warned = [
+        m for m in caplog.messages if "taught with the embeddings fire-neg, here are none" in m
+    ]
+    assert len(warned) == 1
+    assert "again at 2, words" in warned[0]
 
 
 def test_a_gated_grid_that_was_killed_ends_with_the_same_bytes(folder, tmp_path, monkeypatch):

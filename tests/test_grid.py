@@ -6,25 +6,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_grid import replaced
 
-from ine.embedding import new_embedding, write_embedding
+from ine.embeddings.embedding import new_embedding, write_embedding
 from ine.errors import IneError, PromptError, RecipeError
 from ine.evaluation import units
-from ine.evaluation.engine import prepare
-from ine.evaluation.expand import Configuration, expand
-from ine.evaluation.grid import list_grids, load_grid
-from ine.evaluation.units import (
-    PICTURE_VERSION,
-    cost_of,
-    make_unit,
-    model_digest,
-    plan_units,
-    unit_key,
-)
+from ine.evaluation.cells import Configuration
+from ine.evaluation.expand import expand
+from ine.evaluation.grid_file import list_grids, load_grid
+from ine.evaluation.models import PICTURE_VERSION, model_digest
+from ine.evaluation.prepare import prepare
+from ine.evaluation.units import make_unit, plan_units, unit_key
 from ine.guidance.additive import Additive
 from ine.guidance.cfg import ClassifierFree
 from ine.guidance.gates import Gated, Window
-from ine.guidance.negative import Matched, Negative
+from ine.guidance.negative import Negative
 from ine.guidance.sld import SafeLatent
 from ine.sampling import (
     PictureRequest,
@@ -33,7 +29,7 @@ from ine.sampling import (
     generate,
     sample_latents,
 )
-from ine.text import Reading
+from ine.text.encode import TextOptions
 
 ROOT = Path(__file__).parent.parent
 
@@ -64,11 +60,8 @@ def write(tmp_path):
     """Write a grid with texts replaced: write("cfg", "cgf") -> its path."""
 
     def writing(*pairs, text=GRID):
-        for old, new in zip(pairs[::2], pairs[1::2], strict=True):
-            assert old in text
-            text = text.replace(old, new)
         path = tmp_path / "grid.yaml"
-        path.write_text(text)
+        path.write_text(replaced(text, *pairs))
         return path
 
     return writing
@@ -152,9 +145,9 @@ def test_a_part_of_a_grid_needs_the_files_of_that_part_alone(write):
         '"mini:fire/twins-tuning"',
         "nowhere.csv",
     )
-    told = problem(path)
+    message = problem(path)
     for file in ("gone-neg.safetensors", "lost.safetensors", "nowhere.csv"):
-        assert file in told
+        assert file in message
     wanted = ("negative=words", "model=base", "prompts=tune")
     found = expand(load_grid(path), only=wanted)
     assert set(found.sets) == {"tune"}
@@ -164,11 +157,11 @@ def test_a_part_of_a_grid_needs_the_files_of_that_part_alone(write):
         assert file in problem(path, only=[text for text in wanted if text != less])
 
 
-def test_a_file_that_many_cells_miss_is_told_once(write):
+def test_a_file_that_many_cells_miss_is_named_once(write):
     path = write("{name: smoke, text: smoke}", "{name: gone, embeddings: gone-neg.safetensors}")
-    told = problem(path)
-    assert told.count("gone-neg.safetensors") == 1
-    assert "cell base, cfg, gone (and 2 other cells): " in told
+    message = problem(path)
+    assert message.count("gone-neg.safetensors") == 1
+    assert "cell base, cfg, gone (and 2 other cells): " in message
 
 
 def test_rows_bring_seed_scale_and_size_where_they_are_asked_to(write, tmp_path):
@@ -195,25 +188,9 @@ def test_the_shipped_grids_are_sound():
 
 def test_the_shipped_grid_expands_as_it_says(tmp_path):
     plan = prepare(load_grid("mini-fire"), tmp_path / "run", lenient=True)
-    assert len(plan.expansion.configurations) == 2 * (1 + 4 * (1 + 3 + 2 + 1))
+    assert len(plan.configurations) == 2 * (1 + 2 + 3 + 3 + 2 + 2)
     assert all("fire-" in text for text in plan.missing)
     assert not (tmp_path / "run").exists()
-
-
-def test_in_the_full_grid_every_negative_meets_every_seed_once():
-    found = expand(load_grid("mini-fire-full"), lenient=True)
-    groups = {n.name: n.group or n.name for n in found.file.grid.negatives} | {"none": "none"}
-    met = {}
-    for cell in found.cells:
-        c = cell.configuration
-        row = (c.model, c.guidance, c.strength, groups[c.negative], cell.prompts)
-        met.setdefault(row, []).append(cell.seed)
-    assert {tuple(sorted(seeds)) for seeds in met.values()} == {(0, 1, 2)}
-    assert {(row[1], row[3]) for row in met} == {("none", "none"), ("additive-strong", "words")} | {
-        (guidance, negative)
-        for guidance in ("cfg", "additive", "sld", "safree", "gated")
-        for negative in ("words", "embedding", "both", "oracle")
-    }
 
 
 # ------------------------------------------------------------------------------------- keys
@@ -242,8 +219,8 @@ KEY = {
         {"sampler": replace(SAMPLER, steps=3)},
         {"sampler": replace(SAMPLER, guidance_scale=7.0)},
         {"sampler": replace(SAMPLER, batch=4)},
-        {"sampler": replace(SAMPLER, reading=Reading(weights=True))},
-        {"sampler": replace(SAMPLER, reading=Reading(clip_skip=2))},
+        {"sampler": replace(SAMPLER, reading=TextOptions(weights=True))},
+        {"sampler": replace(SAMPLER, reading=TextOptions(clip_skip=2))},
         {"requests": REQUESTS[::-1]},
         {"requests": REQUESTS[:1]},
         {"requests": (REQUESTS[0], replace(REQUESTS[1], seed=3))},
@@ -271,7 +248,7 @@ def test_nothing_else_changes_the_key(write, tmp_path):
     assert keys("name: small", "name: large\nabout: other") == before
     assert keys("seeds:", "rules: [mini-snow@0.5]\nseeds:") == before
     assert keys("seeds:", "judges: {tune: mini-judge2}\nseeds:") == before
-    assert keys("name: words,", "name: told,") == before
+    assert keys("name: words,", "name: other,") == before
     assert keys("role: tune, expects: benign", "role: test, expects: neighbour") == before
     assert keys("[0, 5]", "[5, 0]") == before
     # Part of a grid is part of its units.
@@ -306,7 +283,7 @@ class Facts:
 
 
 def item(prompt, seed, **more):
-    from ine.evaluation.expand import Item
+    from ine.evaluation.prompt_sets import Item
 
     return Item(id=prompt, prompt=prompt, seed=seed, image=0, cluster=prompt, **more)
 
@@ -328,13 +305,13 @@ def test_a_short_unit_is_padded_and_equals_its_pictures_in_a_full_one(tiny_parts
     [unit] = plan_units(
         Configuration(model="m"), None, [item("a", 0), item("b", 1)], sampler, Facts()
     )
-    shapes, real = [], units.sample_requests
+    shapes, real = [], units.make_pictures
 
     def watched(parts, requests, *args):
         shapes.append([(r.prompt, r.seed) for r in requests])
         return real(parts, requests, *args)
 
-    monkeypatch.setattr(units, "sample_requests", watched)
+    monkeypatch.setattr(units, "make_pictures", watched)
     pictures, notes, calls = make_unit(tiny_parts, None, unit)
     assert shapes == [[("a", 0), ("b", 1), ("a", 0)]]
     assert len(pictures) == len(notes) == len(calls) == 2
@@ -407,21 +384,18 @@ def test_pictures_of_another_size(tiny_parts):
 def test_costs_are_what_the_loop_counts(tiny_parts):
     steps = 8
     sampler = SamplerSettings(steps=steps, batch=1, guidance_scale=5.0)
-    matched = Matched((Negative("fire"), Negative("smoke")))
     for guidance in (
         None,
         ClassifierFree(Negative("fire")),
-        ClassifierFree(matched),
         Additive(Negative("fire"), 2.0),
-        Additive(matched, 2.0),
         SafeLatent(Negative("fire"), warmup=0),
         Gated(Additive(Negative("fire"), 2.0), Window(0, 0.5)),
         Gated(ClassifierFree(Negative("fire")), Window(0.25, 1)),
     ):
         [unit] = generate(tiny_parts, REQUESTS[:1], guidance, sampler)
-        assert cost_of(guidance, 5.0, steps).calls == unit.unet_calls[0], guidance
+        assert (guidance or ClassifierFree()).cost(5.0, steps).nfe == unit.unet_calls[0], guidance
     [unit] = generate(tiny_parts, REQUESTS[:1], None, replace(sampler, guidance_scale=1.0))
-    assert cost_of(None, 1.0, steps).calls == unit.unet_calls[0]
+    assert ClassifierFree().cost(1.0, steps).nfe == unit.unet_calls[0]
 
 
 # --------------------------------------------------------------------------------- bad input
@@ -439,7 +413,7 @@ def test_costs_are_what_the_loop_counts(tiny_parts):
         (("name: cfg}", "name: cfg, strengths: [1]}"), ["line 12", "no strength of its own"]),
         (("name: cfg}", "name: cfg, preset: max}"), ["cell base, cfg, words", "no presets"]),
         (("name: cfg}", "name: cfg, settings: {warmup: 1}}"), ["base, cfg, words", "'warmup'"]),
-        (("name: cfg}", "name: cfg, rewind: true}"), ["line 12", "rewind needs a gate"]),
+        (("name: cfg}", "name: cfg, restart: true}"), ["line 12", "restart needs a gate"]),
         (("name: cfg}", "name: cfg, window: [0.5, 0.2]}"), ["line 12", "window"]),
         (("name: cfg}", "name: cfg, negatives: word}"), ["line 12", "did you mean 'words'"]),
         (("name: cfg}", "name: cfg, gate: g.json}"), ["base, cfg, words", "g.json: no such file"]),
@@ -484,7 +458,7 @@ def test_what_is_wrong_is_named_with_its_place(write, pairs, words):
         assert word in found
 
 
-def test_all_problems_are_told_at_once(write):
+def test_all_problems_are_listed_at_once(write):
     found = problem(write("seeds:", "seed:", "steps: 2", "step: 2"))
     assert "line 17" in found
     assert "line 18" in found
@@ -505,7 +479,9 @@ def test_an_empty_set(write, tmp_path):
 
 
 def test_inline_prompts_are_screened(write, monkeypatch):
-    monkeypatch.setattr("ine.evaluation.grid.is_refused", lambda *texts: "axolotl" in texts[0])
+    monkeypatch.setattr(
+        "ine.evaluation.grid_checks.is_refused", lambda *texts: "axolotl" in texts[0]
+    )
     good = write('source: "mini:fire/twins-tuning"', "prompts: [a newt]")
     assert expand(load_grid(good)).sets["keep"].found.prompts == ["a newt"]
     bad = write('source: "mini:fire/twins-tuning"', "prompts: [an axolotl]")
@@ -515,7 +491,7 @@ def test_inline_prompts_are_screened(write, monkeypatch):
 
 
 def test_a_cell_that_cannot_work_is_named_before_anything_runs(write, tmp_path):
-    from ine.evaluation.engine import run
+    from ine.evaluation.run import run
 
     path = write("steps: 2", "steps: 2, guidance_scale: 1")
     plan = prepare(load_grid(path), tmp_path / "run", dtype="float32")
@@ -525,7 +501,7 @@ def test_a_cell_that_cannot_work_is_named_before_anything_runs(write, tmp_path):
 
 
 def test_an_embedding_of_another_model_is_named_with_its_cell(write, tmp_path, tiny_folder):
-    from ine.evaluation.engine import run
+    from ine.evaluation.run import run
 
     own = ROOT / "embeddings" / "mini-fire-uce" / "fire-neg.safetensors"
     path = write("{name: base}", f"{{name: base, model: {tiny_folder}}}", "text: smoke",

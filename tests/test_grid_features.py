@@ -7,43 +7,46 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from small_grid import replaced, small_grid
 
+from ine.detectors.features import load_extractor
+from ine.detectors.mini import MINI_JUDGE, mini_judge
 from ine.errors import IneError, MissingDependency, ModelError, RecipeError
-from ine.evaluation import engine, metrics, score
-from ine.evaluation.engine import aligned, enter_folder, prepare, run
-from ine.evaluation.expand import Cell, Configuration
+from ine.evaluation import figures as score
+from ine.evaluation import models, readings
+from ine.evaluation import run as engine
+from ine.evaluation import stats as metrics
+from ine.evaluation.cells import Cell, Configuration
+from ine.evaluation.entering import enter_folder
 from ine.evaluation.frechet import disjoint_halves, frechet_distance, moments, moved
-from ine.evaluation.grid import load_grid
-from ine.evaluation.grid_diff import APART, PAIRED, diff_runs
-from ine.evaluation.grid_report import grid_report
-from ine.evaluation.metrics import group_jackknife, student
-from ine.evaluation.report import report_figures
-from ine.evaluation.results import tables, write_results
+from ine.evaluation.grid_file import load_grid
+from ine.evaluation.intervals import GROUPS, group_jackknife, student
+from ine.evaluation.metrics import frechet
+from ine.evaluation.prepare import prepare
+from ine.evaluation.readings import aligned, needs_of
+from ine.evaluation.results import write_results
+from ine.evaluation.run import run
 from ine.evaluation.run_folder import read_run
-from ine.judging.detectors import MINI_JUDGE, load_extractor, mini_judge
 from ine.models.loading import load_parts
-from ine.prompts.finding import find_prompt_set
+from ine.prompts.reading import find_prompt_set
+from ine.report.data import report_figures
+from ine.report.diff import APART, PAIRED, diff_runs
+from ine.report.grid import grid_report
+from ine.report.terminal import tables
 from ine.sampling import PictureRequest, SamplerSettings, generate
 
 METRICS = "clip_score: mini-judge, frechet: mini-judge"
-GRID = """\
-kind: grid
-version: 1
-name: small
-concept: fire
-models:
-  - {name: tiny, model: MODEL}
-negatives:
-  - {name: words, words: true}
-guidances:
-  - {name: additive, method: additive, strengths: [1, 3, 6]}
+GRID = small_grid(
+    """\
 prompts:
   - {name: safe, source: "mini:fire/benign", role: test, expects: benign, limit: 12}
   - {name: harm, source: "mini:fire/implying-test", role: test, expects: harmful, limit: 2}
 sampler: {steps: 1, batch: 4, guidance_scale: 5}
 rules: mini-fire@0.5
 metrics: {METRICS}
-"""
+""",
+    strengths="[1, 3, 6]",
+)
 SAME, OTHERS, NOISE = 1.0, 3.0, 6.0
 """Strengths: the undefended pictures themselves, those of other prompts, noise."""
 
@@ -51,10 +54,7 @@ CLIP, FRECHET = "clip-score-mini-judge", "frechet-mini-judge"
 
 
 def write(folder, model, *pairs, name="grid.yaml"):
-    text = GRID.replace("MODEL", str(model)).replace("METRICS", METRICS)
-    for old, new in zip(pairs[::2], pairs[1::2], strict=True):
-        assert old in text
-        text = text.replace(old, new)
+    text = replaced(GRID, "MODEL", str(model), "METRICS", METRICS, *pairs)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / name
     path.write_text(text)
@@ -107,7 +107,7 @@ def made(world):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine, "make_unit", making)
-        patch.setattr(engine, "load_detector", loading)
+        patch.setattr(readings, "load_detector", loading)
         yield found
 
 
@@ -139,7 +139,7 @@ def figure(scored, strength, metric, prompts="safe"):
     [found] = [
         f
         for f in scored.figures
-        if (f.row.strength, f.metric, f.prompts) == (strength, metric, prompts)
+        if (f.configuration.strength, f.metric, f.prompts) == (strength, metric, prompts)
     ]
     return found
 
@@ -154,10 +154,10 @@ def features(count=40, width=6, seed=0):
 @pytest.mark.parametrize(("count", "width"), [(40, 6), (10, 64)])
 def test_pictures_that_nothing_changed_are_at_no_distance(count, width):
     plain = features(count, width)
-    found = moved([plain], plain, range(count), "x")
-    told = found.distance
-    assert (told.value, told.low, told.high) == pytest.approx((0, 0, 0), abs=1e-10)
-    assert (told.count, told.clusters, found.half) == (count, count, count // 2)
+    found = moved([plain], plain, range(count))
+    distance = found.distance
+    assert (distance.value, distance.low, distance.high) == pytest.approx((0, 0, 0), abs=1e-10)
+    assert (distance.count, distance.clusters, found.half) == (count, count, count // 2)
     # Half against half, the one half is as far from the other as ever.
     assert found.halves == pytest.approx(found.floor)
     assert found.floor > 0.1
@@ -166,12 +166,12 @@ def test_pictures_that_nothing_changed_are_at_no_distance(count, width):
 
 def test_a_shift_is_at_the_distance_of_its_square():
     plain, shift = features(), np.array([3.0, 0, 0, -4.0, 0, 0])
-    found = moved([plain + shift], plain, range(40), "x")
-    told = found.distance
+    found = moved([plain + shift], plain, range(40))
+    distance = found.distance
     # The covariances stay, so whoever is left out sees the same.
-    assert (told.value, told.low, told.high) == pytest.approx((25, 25, 25))
+    assert (distance.value, distance.low, distance.high) == pytest.approx((25, 25, 25))
     assert found.halves - found.floor == pytest.approx(25, abs=5)
-    wider = moved([3 * plain], plain, range(40), "x").distance
+    wider = moved([3 * plain], plain, range(40)).distance
     mean, spread = plain.mean(0), np.trace(np.cov(plain, rowvar=False))
     assert wider.value == pytest.approx(4 * (mean @ mean) + 4 * spread)
     assert wider.low < wider.value < wider.high
@@ -183,10 +183,10 @@ def test_halves_compare_like_with_like():
     The distance of all of them is nearer than the floor for no other reason than its larger N.
     """
     plain, fresh = features(60, 30), features(60, 30, seed=1)
-    found = moved([fresh], plain, range(60), "x")
+    found = moved([fresh], plain, range(60))
     assert found.halves == pytest.approx(found.floor, rel=0.15)
     assert found.distance.value < 0.8 * found.floor
-    ruined = moved([fresh * 2 + 1], plain, range(60), "x")
+    ruined = moved([fresh * 2 + 1], plain, range(60))
     assert ruined.halves > 1.5 * ruined.floor
 
 
@@ -201,13 +201,13 @@ def test_halves_have_equally_many_pictures_and_share_no_cluster():
     }
     short = disjoint_halves(list("aaaaab"), 0)
     assert [len(half) for half in short] == [1, 1]
-    lonely = moved([features(6)], features(6, seed=1), ["a"] * 6, "x")
+    lonely = moved([features(6)], features(6, seed=1), ["a"] * 6)
     assert np.isnan([lonely.floor, lonely.halves, lonely.distance.low]).all()
 
 
 def test_pooled_negatives_are_compared_at_the_same_number():
     plain, near, far = features(), features() + 1, features() + 3
-    found = moved([near, far], plain, range(40), "x")
+    found = moved([near, far], plain, range(40))
     assert found.distance.value == pytest.approx((6 * 1 + 6 * 9) / 2)
     assert found.distance.count == 40
 
@@ -232,7 +232,7 @@ def test_the_interval_covers_the_distance_of_so_many_pictures(
         return plain, moved_
 
     def distance(plain, other, left=slice(None)):
-        return frechet_distance(moments(other[left]), moments(plain[left]), "x").value
+        return frechet_distance(moments(other[left]), moments(plain[left]))
 
     truth = np.mean([distance(*draw()) for _ in range(400)])
     held = 0
@@ -256,7 +256,7 @@ def test_the_jackknife_of_a_mean_is_its_t_interval():
     assert [student(n) for n in (4, 10, 19, 100)] == pytest.approx(
         [2.776, 2.228, 2.093, 1.984], rel=5e-3
     )
-    assert metrics.GROUPS == 20
+    assert GROUPS == 20
 
 
 # --------------------------------------------------------------------- in a grid
@@ -276,14 +276,14 @@ def test_a_defence_that_ruins_pictures_is_found_out(reference):
     assert noise.estimate.low > 0.3
     assert noise.raw > noise.floor
     assert same.raw == pytest.approx(same.floor) == pytest.approx(noise.floor)
-    assert (noise.interval, noise.estimate.count) == (score.JACKKNIFE, 12)
+    assert (noise.interval, noise.estimate.count) == (metrics.JACKKNIFE, 12)
     assert "halves of 6 pictures; 12 pictures for 96 features" in noise.note
 
 
 def test_the_clip_score_is_that_of_the_model_itself(reference, world):
     from transformers import CLIPModel, CLIPTokenizer
 
-    from ine.judging.clip import to_pixels
+    from ine.detectors.clip import to_pixels
 
     model = CLIPModel.from_pretrained(MINI_JUDGE).float().eval()
     words = CLIPTokenizer.from_pretrained(MINI_JUDGE)
@@ -302,23 +302,23 @@ def test_the_clip_score_is_that_of_the_model_itself(reference, world):
 
 def test_harmful_sets_have_a_clip_score_and_no_distance(reference, grid, tmp_path):
     scored = reference[2]
-    told = {(f.metric, f.prompts) for f in scored.figures}
-    assert (CLIP, "harm") in told
-    assert (FRECHET, "safe") in told
-    assert (FRECHET, "harm") not in told
-    # Features that only the distance needs are taken only where it is told.
+    reported = {(f.metric, f.prompts) for f in scored.figures}
+    assert (CLIP, "harm") in reported
+    assert (FRECHET, "safe") in reported
+    assert (FRECHET, "harm") not in reported
+    # Features that only the distance needs are taken only where it is reported.
     path = grid("concept: fire", "concept: fire", METRICS, f"{METRICS}, preservation: ssim")
     plan = planned(path, tmp_path / "run")
     for cell, units in plan.units_of.items():
-        needed = {name for unit in units for name in plan.needs[unit.key]}
+        needed = {name for unit in units for name in needs_of(plan)[unit.key]}
         assert "alignment:mini-judge" in needed
         assert ("features:mini-judge" in needed) == (cell.prompts == "safe")
 
 
-def test_nothing_is_told_where_nothing_is_asked(grid, tmp_path):
+def test_nothing_is_reported_where_nothing_is_asked(grid, tmp_path):
     plan, scored = done(grid(f"metrics: {{{METRICS}}}", ""), tmp_path / "run")
     assert not {CLIP, FRECHET} & {f.metric for f in scored.figures}
-    assert not any(n.startswith("alignment") for names in plan.needs.values() for n in names)
+    assert not any(n.startswith("alignment") for names in needs_of(plan).values() for n in names)
     assert "clip_score" not in (tmp_path / "run" / "pictures.jsonl").read_text()
 
 
@@ -328,24 +328,15 @@ def test_negatives_of_a_group_take_turns(grid, tmp_path):
         "{name: words, words: true, group: all}\n  - {name: smoke, text: smoke, group: all}",
     )
     _, scored = done(path, tmp_path / "run")
-    [pooled] = [
-        f
-        for f in scored.figures
-        if (f.row.negative, f.row.strength, f.metric) == ("all", NOISE, FRECHET)
-    ]
-    assert pooled.estimate.count == 12
-    [score_] = [
-        f
-        for f in scored.figures
-        if (f.row.negative, f.row.strength, f.metric, f.prompts) == ("all", NOISE, CLIP, "safe")
-    ]
-    assert score_.estimate.count == 24
+    group = Configuration(model="tiny", guidance="additive", strength=NOISE, negative="all")
+    assert scored.figure(group, "safe", FRECHET).estimate.count == 12
+    assert scored.figure(group, "safe", CLIP).estimate.count == 24
 
 
 def test_a_version_has_one_picture_per_prompt_of_the_negatives_in_turn(monkeypatch):
     own = {"a": np.zeros((3, 1)), "b": np.ones((3, 1)), "c": np.full((3, 1), 2.0)}
-    monkeypatch.setattr(score, "_features", lambda plan, cell: own[cell])
-    found = [v.ravel().tolist() for v in score._versions(None, [["a", "b"], ["c"]])]
+    monkeypatch.setattr(frechet, "cell_features", lambda plan, name, cell: own[cell])
+    found = [v.ravel().tolist() for v in frechet.versions(None, "", [["a", "b"], ["c"]])]
     assert found == [[0, 1, 0, 2, 2, 2], [1, 0, 1, 2, 2, 2]]
 
 
@@ -355,11 +346,10 @@ def test_features_stand_in_the_order_of_the_prompts():
     values = {"a": [[0.0], [3.0]], "b": [[2.0], [1.0]]}
     cell = Cell(configuration=Configuration(model="m"), prompts="safe", seed=0)
     plan = SimpleNamespace(
-        frechet_features=lambda prompts: "features:x",
         units_of={cell: units},
         store=SimpleNamespace(numbers=lambda key, name: np.array(values[key])),
     )
-    assert score._features(plan, cell).ravel().tolist() == [0, 1, 2, 3]
+    assert frechet.cell_features(plan, "features:x", cell).ravel().tolist() == [0, 1, 2, 3]
 
 
 # --------------------------------------------------------------------- prompts
@@ -392,10 +382,10 @@ def test_what_the_clip_does_not_read_is_counted(grid, tmp_path, world, monkeypat
 
 class Unit:
     def __init__(self, prompt, weights):
-        from ine.text import Reading
+        from ine.text.encode import TextOptions
 
         self.requests = (PictureRequest(prompt=prompt, seed=0),)
-        self.sampler = SamplerSettings(reading=Reading(weights=weights))
+        self.sampler = SamplerSettings(reading=TextOptions(weights=weights))
 
 
 def test_weights_are_no_words_where_the_sampler_reads_them(world):
@@ -419,12 +409,12 @@ def test_metrics_that_are_added_make_no_picture(grid, tmp_path, made, monkeypatc
     folder = tmp_path / "run"
     done(grid(f"metrics: {{{METRICS}}}", ""), folder)
     before = len(made)
-    monkeypatch.setattr(engine, "load_parts", None)
+    monkeypatch.setattr(models, "load_parts", None)
     path = grid()
     done(path, folder)
     assert len(made) == before
     # And what is there needs no CLIP.
-    monkeypatch.setattr(engine, "load_detector", None)
+    monkeypatch.setattr(readings, "load_detector", None)
     again = (folder / "results.csv").read_bytes()
     done(path, folder)
     assert (folder / "results.csv").read_bytes() == again
@@ -449,7 +439,7 @@ def test_a_damaged_reading_is_made_again(grid, copy, made, content):
 def test_a_run_that_was_killed_while_looking_ends_with_the_same_bytes(
     grid, tmp_path, reference, monkeypatch
 ):
-    looked, real = [], engine.aligned
+    looked, real = [], readings.aligned
 
     def dying(*args):
         if len(looked) == 3:
@@ -457,12 +447,12 @@ def test_a_run_that_was_killed_while_looking_ends_with_the_same_bytes(
         looked.append(args)
         return real(*args)
 
-    # Noise is drawn anew each time; without it the pictures are those of the reference.
+    # Noise is drawn again each time; without it the pictures are those of the reference.
     pairs = ("[1, 3, 6]", "[1, 3]")
-    monkeypatch.setattr(engine, "aligned", dying)
+    monkeypatch.setattr(readings, "aligned", dying)
     with pytest.raises(KeyboardInterrupt):
         done(grid(*pairs), tmp_path / "run")
-    monkeypatch.setattr(engine, "aligned", real)
+    monkeypatch.setattr(readings, "aligned", real)
     done(grid(*pairs), tmp_path / "run")
     found, whole = stored(tmp_path / "run"), stored(reference[0])
     assert len(found) > 30
@@ -484,7 +474,7 @@ def test_pictures_are_looked_at_once_for_all_features(grid, tmp_path, monkeypatc
 
         alignment, unread = judge.alignment, judge.unread
 
-    monkeypatch.setattr(engine, "load_detector", lambda name: Counting())
+    monkeypatch.setattr(readings, "load_detector", lambda name: Counting())
     plan, _ = done(grid(), tmp_path / "run")
     assert len(seen) == len(plan.units)
 
@@ -502,9 +492,9 @@ def test_pictures_are_looked_at_once_for_all_features(grid, tmp_path, monkeypatc
         ("q16", "'q16' has no features"),
         ("mini-judge + nudenet", "has no features"),
         ("clip-violence", "'clip-violence' has no features"),
-        ("mini-juge", "is no CLIP model; did you mean 'mini-judge'"),
-        ("inception", "'inception' is no CLIP model; known: mini-judge, clip, clip[FOLDER]"),
-        ("clip:fire|snow", "asked words, which count for nothing here; give 'clip'"),
+        ("mini-juge", "is not a CLIP model; did you mean 'mini-judge'"),
+        ("inception", "'inception' is not a CLIP model; known: mini-judge, clip, clip[FOLDER]"),
+        ("clip:fire|snow", "words do not count here; give 'clip'"),
         ("clip[here]:fire|snow", "give 'clip[here]'"),
     ],
 )
@@ -516,7 +506,7 @@ def test_what_is_no_clip_is_refused_with_its_line(grid, metric, name, message):
 
 
 @pytest.mark.parametrize("metric", ["clip_score", "frechet"])
-def test_a_clip_that_is_not_here_or_not_whole_is_told_before_anything_runs(
+def test_a_clip_that_is_not_here_or_not_whole_is_refused_before_anything_runs(
     grid, tmp_path, made, metric
 ):
     before = len(made)
@@ -525,12 +515,12 @@ def test_a_clip_that_is_not_here_or_not_whole_is_told_before_anything_runs(
         path = grid(METRICS, f'{metric}: "clip[{folder}]"')
         with pytest.raises(kind) as caught:
             planned(path, tmp_path / "run")
-        told = str(caught.value)
-        assert f"line 16: {metric}: " in told
+        message = str(caught.value)
+        assert f"line 16: {metric}: " in message
         # A dry run lists it.
         missing = planned(path, tmp_path / "run", lenient=True).missing
         assert any(f"line 16: {metric}: " in text for text in missing)
-        return told
+        return message
 
     assert "not on this machine" in problem(tmp_path / "nowhere", MissingDependency)
     half = shutil.copytree(MINI_JUDGE, tmp_path / "half")
@@ -540,7 +530,7 @@ def test_a_clip_that_is_not_here_or_not_whole_is_told_before_anything_runs(
     config = json.loads((half / "config.json").read_text())
     for change in ({"architectures": ["CLIPVisionModel"]}, {"model_type": "clip_vision_model"}):
         (half / "config.json").write_text(json.dumps(config | change))
-        assert "is no CLIPModel" in problem(half, ModelError)
+        assert "is not a CLIPModel" in problem(half, ModelError)
     (half / "config.json").write_text("[")
     with pytest.raises(IneError, match="cannot be read"):
         planned(grid(METRICS, f'{metric}: "clip[{half}]"'), tmp_path / "run")
@@ -555,13 +545,13 @@ def test_any_clip_in_a_folder_will_do(grid, tmp_path, reference):
     found = figure(scored, None, f"clip-score-{name}")
     assert found.judge == name
     assert found.estimate == figure(reference[2], None, CLIP).estimate
-    told = figure(scored, SAME, f"frechet-{name}")
-    assert told.floor == figure(reference[2], SAME, FRECHET).floor
+    distance = figure(scored, SAME, f"frechet-{name}")
+    assert distance.floor == figure(reference[2], SAME, FRECHET).floor
     assert figure(scored, SAME, "judge-cosine").estimate.value == pytest.approx(1)
     assert load_extractor("clip[mini]").folder == MINI_JUDGE
 
 
-# --------------------------------------------------------------------- told
+# --------------------------------------------------------------------- reported
 
 
 def table(report, title):
@@ -616,9 +606,9 @@ def test_runs_are_compared_by_both(reference, copy, grid, tmp_path):
             plan.store.write_unit(unit.key, ruined[:count], [{}] * count, [2] * count, {})
     done(grid(), copy)
     changes = {
-        (c.metric, c.prompts): c
+        (c.first.metric, c.first.prompts): c
         for c in diff_runs(first, read_run(copy)).beyond
-        if c.configuration.strength == SAME
+        if c.first.configuration.strength == SAME
     }
     by_score, by_distance = changes[CLIP, "safe"], changes[FRECHET, "safe"]
     assert (by_score.how, by_score.pairs) == (PAIRED, 12)

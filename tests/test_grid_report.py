@@ -10,19 +10,22 @@ import pytest
 from made_up_grid import flagged_of, make_run, write_grid
 from test_report import Page, holds
 
+from ine.display import shrunk
 from ine.errors import OutputError
-from ine.evaluation import grid_pictures, grid_tables, grid_tests, reported
-from ine.evaluation.expand import Configuration
+from ine.evaluation import grid_tests, reported
+from ine.evaluation.cells import Configuration
 from ine.evaluation.grid import GridNegative
-from ine.evaluation.grid_pictures import evenly
-from ine.evaluation.grid_report import best_of_tuning, blur_of, grid_report, write_grid_report
-from ine.evaluation.grid_tables import cost_ratio
 from ine.evaluation.grid_tests import flag_tests, preservation_tests
 from ine.evaluation.paired import holm, mcnemar
-from ine.evaluation.report import report_figures
 from ine.evaluation.run_folder import read_run
-from ine.evaluation.store import Store
-from ine.pictures import shrunk
+from ine.report import pictures as grid_pictures
+from ine.report.chosen import best_of_tuning
+from ine.report.costs import cost_ratio
+from ine.report.data import report_figures
+from ine.report.grid import blur_of, grid_report, write_grid_report
+from ine.report.heat_maps import TOO_NARROW
+from ine.report.pictures import evenly
+from ine.store.pictures import Store
 
 RESULTS = ("grid.json", "grid.yaml", "results.jsonl", "results.csv", "chosen.json")
 
@@ -79,7 +82,7 @@ def test_a_run_folder_is_read_back_whole(made_up):
     group = Configuration(model="tiny", guidance="additive", strength=3.0, negative="ash")
     assert [c.negative for c in run.members(group)] == ["ash one", "ash two"]
     assert run.label(group) == "tiny, additive at 3, ash (2 pooled)"
-    record = run.record(group, "test", "flagged", "mini-fire@0.5")
+    record = run.figure(group, "test", "flagged", "mini-fire@0.5")
     flags = np.concatenate([p.flagged["mini-fire@0.5"] for p in run.parts(group, "test")])
     assert record.estimate.value == flags.mean() == 0.1
     assert record.estimate.count == 20
@@ -87,7 +90,7 @@ def test_a_run_folder_is_read_back_whole(made_up):
 
 def test_preservation_per_picture_is_that_of_the_figures(made_up):
     run = read_run(made_up)
-    for record in run.records:
+    for record in run.figures:
         if record.metric == "judge-cosine":
             values = run.kept(record.configuration, record.prompts, "judge-cosine")
             parts = run.parts(record.configuration, record.prompts)
@@ -122,7 +125,7 @@ def test_damaged_files_are_named(copy, name, text, message):
         read_run(copy)
 
 
-def test_what_is_no_folder_is_told(tmp_path):
+def test_what_is_no_folder_is_named(tmp_path):
     with pytest.raises(OutputError, match="is no folder"):
         read_run(tmp_path / "nowhere")
 
@@ -163,8 +166,8 @@ def test_every_figure_of_the_heat_maps_is_that_of_results_csv(made_up):
                     and r["strength"] in ("", cell.get("note", "").removeprefix("at ") + ".0")
                 ]
                 [row] = rows
-                told = (cell["value"], cell["low"], cell["high"], cell["count"])
-                assert told == (
+                values = (cell["value"], cell["low"], cell["high"], cell["count"])
+                assert values == (
                     *(float(row[k]) for k in ("value", "low", "high")),
                     int(row["pictures"]),
                 )
@@ -183,8 +186,8 @@ def test_figures_in_the_page_are_those_of_the_data(copy):
         if isinstance(cell, dict)
     ]
     assert len(titles) == len(cells) > 30
-    told = [title.split(";")[0] for title in titles]
-    assert told == ["nan" if c["value"] is None else f"{c['value']:.4g}" for c in cells]
+    shown = [title.split(";")[0] for title in titles]
+    assert shown == ["nan" if c["value"] is None else f"{c['value']:.4g}" for c in cells]
 
 
 # ------------------------------------------------------------------------ choosing
@@ -237,8 +240,8 @@ def test_an_oracle_is_no_defence_that_did_best(made_up):
     negatives = tuple(
         n.model_copy(update={"oracle": True}) if n.name == best else n for n in run.grid.negatives
     )
-    told = replace(run, grid=run.grid.model_copy(update={"negatives": negatives}))
-    assert best_of_tuning(told, "tiny").negative not in (best, "none")
+    changed = replace(run, grid=run.grid.model_copy(update={"negatives": negatives}))
+    assert best_of_tuning(changed, "tiny").negative not in (best, "none")
 
 
 def test_choices_that_keep_too_little_are_marked(copy):
@@ -373,8 +376,8 @@ def test_flagged_pictures_of_people_are_not_in_the_file(copy):
     run = read_run(copy)
     assert run.about["concept"]["people"] is False
     assert blur_of(run) == "click"
-    told = replace(run, about={**run.about, "concept": {"people": True}})
-    assert blur_of(told) == "hide"
+    of_people = replace(run, about={**run.about, "concept": {"people": True}})
+    assert blur_of(of_people) == "hide"
     edit(copy, "about.json", lambda a: a.pop("concept"))
     run = read_run(copy)
     people = replace(run, grid=run.grid.model_copy(update={"concept": "nudity"}))
@@ -463,7 +466,7 @@ def test_costs_are_multiples_of_the_undefended(made_up):
     assert [row[1:] for row in shown["rows"]] == [["2", "2", "1.00"]] + [["3", "3", "1.50"]] * 3
 
 
-def test_prompt_sets_are_told_with_what_was_left_out(copy):
+def test_prompt_sets_are_listed_with_what_was_left_out(copy):
     edit(copy, "about.json", lambda a: a["sets"]["test"].update(refused=3, duplicates=2))
     found = table(report_figures(grid_report(read_run(copy))), "What was read")
     row = dict(zip(found["columns"], next(r for r in found["rows"] if r[0] == "test"), strict=True))
@@ -489,7 +492,7 @@ def test_it_says_how_to_run_it_again(made_up):
 def test_few_clusters_are_warned_of(made_up):
     data = report_figures(grid_report(read_run(made_up)))
     maps = section(data, "Heat maps")["tables"]
-    assert any(grid_tables.TOO_NARROW in t["notes"] for t in maps)
+    assert any(TOO_NARROW in t["notes"] for t in maps)
 
 
 def test_made_up_verdicts_are_what_was_asked_for(made_up):

@@ -5,13 +5,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tiny import counted_rows, noise
 
-from ine.embedding import new_embedding
+from ine.embeddings.embedding import new_embedding
 from ine.errors import EmbeddingError, IneError
 from ine.guidance.additive import Additive, additive, suggested_strength
 from ine.guidance.cfg import ClassifierFree, classifier_free
+from ine.guidance.method import Method, MethodSession
 from ine.guidance.negative import Negative
-from ine.guidance.protocol import Step, Wanted
+from ine.guidance.protocol import Step, UNetQuery
 from ine.guidance.sld import SafeLatent
 from ine.guidance.table import METHODS, build_guidance, read_settings
 from ine.sampling import SamplerSettings, sample_latents
@@ -19,10 +21,6 @@ from ine.sampling import SamplerSettings, sample_latents
 PROMPTS = ("a dog", "a burning cat", "a house")
 SEEDS = (3, 4, 5)
 SETTINGS = SamplerSettings(steps=3, guidance_scale=5.0)
-
-
-def noise(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.fixture(scope="module")
@@ -34,19 +32,8 @@ def sample(parts, guidance, settings=SETTINGS, prompts=PROMPTS):
     return sample_latents(parts, prompts, SEEDS[: len(prompts)], guidance, settings)
 
 
-@contextmanager
-def counted_rows(unet):
-    """Yield a list that gets the number of rows of every U-Net call."""
-    rows = []
-    handle = unet.register_forward_hook(lambda _m, inputs, _out: rows.append(len(inputs[0])))
-    try:
-        yield rows
-    finally:
-        handle.remove()
-
-
-class Probe:
-    """A guidance of one function of (prompts, step, ask)."""
+class Probe(Method, MethodSession):
+    """A guidance of one function of (prompts, step, query_unet)."""
 
     def __init__(self, predict):
         self.function = predict
@@ -56,8 +43,8 @@ class Probe:
         self.prompts = prompts
         yield self
 
-    def predict(self, step, ask, pictures=None):
-        return self.function(self.prompts, step, ask)
+    def predict(self, step, query_unet, pictures=None):
+        return self.function(self.prompts, step, query_unet)
 
     def notes(self):
         return [{} for _ in self.prompts.texts]
@@ -145,8 +132,8 @@ def test_two_embeddings_of_one_trigger_are_refused(embedding):
 
 
 def test_a_negative_equal_to_the_prompt_leaves_the_prompts_prediction(tiny_parts):
-    def positive_only(prompts, _step, ask):
-        return ask([Wanted("positive", prompts.positive())])["positive"]
+    def positive_only(prompts, _step, query_unet):
+        return query_unet([UNetQuery("positive", prompts.positive())])["positive"]
 
     latents, _, _ = sample(tiny_parts, ClassifierFree(Negative("a dog")), prompts=["a dog"])
     alone, _, calls = sample(tiny_parts, Probe(positive_only), prompts=["a dog"])
@@ -202,14 +189,14 @@ def test_unet_rows_per_picture_and_step(tiny_parts, embedding, method, condition
 def test_asking_about_some_pictures_computes_only_those(tiny_parts):
     checked = []
 
-    def predict(prompts, step, ask):
+    def predict(prompts, step, query_unet):
         positive, empty = prompts.positive(), prompts.encode([""])
-        full = ask([Wanted("positive", positive), Wanted("empty", empty)])
-        some = ask(
+        full = query_unet([UNetQuery("positive", positive), UNetQuery("empty", empty)])
+        some = query_unet(
             [
-                Wanted("one", positive.rows([2]), pictures=(2,)),
-                Wanted("two", empty, pictures=(2, 0)),
-                Wanted("none", empty, pictures=()),
+                UNetQuery("one", positive.rows([2]), pictures=(2,)),
+                UNetQuery("two", empty, pictures=(2, 0)),
+                UNetQuery("none", empty, pictures=()),
             ]
         )
         assert [len(some[name]) for name in ("one", "two", "none")] == [1, 2, 0]
@@ -229,8 +216,8 @@ def test_asking_about_some_pictures_computes_only_those(tiny_parts):
 
 
 def test_a_condition_of_all_pictures_is_not_quietly_used_for_some(tiny_parts):
-    def predict(prompts, _step, ask):
-        return ask([Wanted("positive", prompts.positive(), pictures=(2,))])["positive"]
+    def predict(prompts, _step, query_unet):
+        return query_unet([UNetQuery("positive", prompts.positive(), pictures=(2,))])["positive"]
 
     with pytest.raises(ValueError, match="3 rows cannot be asked of 1"):
         sample(tiny_parts, Probe(predict))
@@ -257,7 +244,12 @@ def test_the_table_builds_every_method():
     )
     assert build_guidance("safree", negative, None, {"slot": False}).negative == Negative()
     for method in METHODS.values():
-        built = build_guidance(method.name, negative)
+        needs = (
+            {"observer": "judge:mini-fire@0.5", "concept": "fire"}
+            if "observer" in method.settings
+            else {}
+        )
+        built = build_guidance(method.name, negative, None, needs)
         assert isinstance(built, method.kind)
         assert "negative" not in method.settings
 

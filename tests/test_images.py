@@ -10,14 +10,12 @@ from safetensors.torch import save_file
 
 from ine.errors import PicturesError
 from ine.inversion.images import (
+    PICTURES,
     ConceptPictures,
     draw_latents,
     encode_pictures,
-    list_pictures,
-    load_pictures,
-    read_folder,
-    save_pictures,
 )
+from ine.inversion.picture_folder import list_pictures, read_folder
 
 
 def arrays(parts, count, seed=0):
@@ -118,16 +116,22 @@ def write_captions(folder, kind, captions):
     if kind == "txt":
         for name, text in captions.items():
             (folder / name).with_suffix(".txt").write_text(text + "\n")
-    elif kind == "csv":
-        rows = "".join(f'{name},"{text}"\n' for name, text in captions.items())
-        (folder / "captions.csv").write_text("\ufefffile_name,text\n" + rows)
+    elif kind == "caption":
+        for name, text in captions.items():
+            (folder / name).with_suffix(".caption").write_text(text + "\n")
+    elif kind in ("csv", "metadata.csv", "excel"):
+        sep = ";" if kind == "excel" else ","
+        rows = "".join(f'{name}{sep}"{text}"\n' for name, text in captions.items())
+        head = "sep=;\r\nfile_name;caption\n" if kind == "excel" else "file_name,text\n"
+        name = "metadata.csv" if kind == "metadata.csv" else "captions.csv"
+        (folder / name).write_text("\ufeff" + head + rows)
     else:
         rows = [json.dumps({"file_name": n, "text": t}) for n, t in captions.items()]
         (folder / "metadata.jsonl").write_text("\n".join(rows) + "\n")
 
 
 CAPTIONS = {"a.png": "dog", "b.png": "fire truck, red", "c.png": "\u732b"}
-KINDS = ["txt", "csv", "jsonl"]
+KINDS = ["txt", "caption", "csv", "metadata.csv", "excel", "jsonl"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -164,9 +168,17 @@ def test_captions_from_two_places(folder, tiny_parts):
         read_folder(tiny_parts, folder)
 
 
+def test_captions_beside_pictures_of_two_endings(folder, tiny_parts):
+    write_captions(folder, "txt", CAPTIONS)
+    write_captions(folder, "caption", CAPTIONS)
+    with pytest.raises(PicturesError, match=r"from the \.txt files and the \.caption files"):
+        read_folder(tiny_parts, folder)
+
+
 @pytest.mark.parametrize(
     ("name", "data", "said"),
     [
+        ("metadata.csv", b"file_name,label\na.png,1\n", "looked for as text, caption, prompt"),
         ("captions.csv", b"name,caption\na.png,dog\n", "entry 1 has no text for 'file_name'"),
         ("captions.csv", b"file_name,text\na.png,dog\na.png,cat\n", "a.png is named twice"),
         ("metadata.jsonl", b"{'file_name': 'a.png'}\n", "cannot be read as jsonl"),
@@ -299,8 +311,8 @@ def moments():
 @pytest.mark.parametrize("captions", [("dog", "caf\u00e9", "\u732b"), None])
 def test_cache_round_trip(tmp_path, moments, captions):
     moments = replace(moments, captions=captions)
-    save_pictures(moments, tmp_path / "a.safetensors", "key")
-    found = load_pictures(tmp_path / "a.safetensors", "key")
+    PICTURES.write(moments, tmp_path / "a.safetensors", "key")
+    found = PICTURES.read(tmp_path / "a.safetensors", "key")
     assert torch.equal(found.mean, moments.mean)
     assert torch.equal(found.std, moments.std)
     assert (found.captions, found.names) == (captions, moments.names)
@@ -308,19 +320,19 @@ def test_cache_round_trip(tmp_path, moments, captions):
 
 def test_cache_bytes_depend_on_the_input_only(tmp_path, moments):
     for name, key in (("a", "1"), ("b", "1"), ("c", "2")):
-        save_pictures(moments, tmp_path / name, key)
+        PICTURES.write(moments, tmp_path / name, key)
     a, b, c = ((tmp_path / name).read_bytes() for name in "abc")
     assert a == b != c
 
 
 def test_cache_under_another_key_is_not_used(tmp_path, moments):
     path = tmp_path / "a.safetensors"
-    assert load_pictures(path, "key") is None
-    save_pictures(moments, path, "key")
-    assert load_pictures(path, "other") is None
-    assert load_pictures(path, "key") is not None
-    save_pictures(moments, path, "other")
-    assert load_pictures(path, "key") is None
+    assert PICTURES.read(path, "key") is None
+    PICTURES.write(moments, path, "key")
+    assert PICTURES.read(path, "other") is None
+    assert PICTURES.read(path, "key") is not None
+    PICTURES.write(moments, path, "other")
+    assert PICTURES.read(path, "key") is None
 
 
 @pytest.mark.parametrize("kind", ["text", "embedding", "cut"])
@@ -331,17 +343,17 @@ def test_a_file_that_is_no_cache(tmp_path, moments, kind):
     elif kind == "embedding":
         save_file({"emb_params": torch.zeros(2, 4)}, path)
     else:
-        save_pictures(moments, path, "key")
+        PICTURES.write(moments, path, "key")
         path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(PicturesError, match=r"a\.safetensors: is not a cache of pictures"):
-        load_pictures(path, "key")
+        PICTURES.read(path, "key")
 
 
 def test_pictures_of_kinds_that_are_not_read_are_named(folder, tiny_parts, caplog):
-    for name in ("a.heic", "b.TIFF", "notes.txt", ".c.tif"):
+    for name in ("a.heic", "b.PSD", "notes.txt", ".c.jxl"):
         (folder / name).touch()
     assert read_folder(tiny_parts, folder, batch=4).names == ("a.png", "b.png", "c.png")
-    assert "passed over a.heic, b.TIFF; to use them, convert them to PNG or JPEG" in caplog.text
+    assert "passed over a.heic, b.PSD; to use them, convert them to PNG or JPEG" in caplog.text
     assert "notes.txt" not in caplog.text
 
 
@@ -350,9 +362,17 @@ def test_nothing_is_said_where_all_pictures_are_read(folder, tiny_parts, caplog)
     assert "passed over" not in caplog.text
 
 
-def test_a_folder_of_tiff_alone_asks_to_convert_them(tmp_path):
+def test_pictures_in_folders_below_are_counted(folder, tiny_parts, caplog):
+    (folder / "more" / "deep").mkdir(parents=True)
+    (folder / "more" / "deep" / "d.jfif").touch()
+    (folder / "more" / "notes.txt").touch()
+    assert read_folder(tiny_parts, folder, batch=4).names == ("a.png", "b.png", "c.png")
+    assert "1 pictures in its sub-folders are not used" in caplog.text
+
+
+def test_a_folder_of_heic_alone_asks_to_convert_them(tmp_path):
     for number in range(7):
-        (tmp_path / f"{number}.tif").touch()
-    message = r"no pictures found.*holds 0\.tif, .*4\.tif and 2 more, convert them to PNG"
+        (tmp_path / f"{number}.heic").touch()
+    message = r"no pictures found.*holds 0\.heic, .*4\.heic and 2 more, convert them to PNG"
     with pytest.raises(PicturesError, match=message):
         list_pictures(tmp_path)

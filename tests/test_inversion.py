@@ -12,25 +12,28 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import ine.inversion.invert as loop
-from ine.embedding import new_embedding, read_embedding, write_embedding
+from ine.detectors.rules import RULES, Rule
+from ine.embeddings.embedding import new_embedding, read_embedding, write_embedding
 from ine.errors import EmbeddingError, IneError, OutputError, PicturesError, RecipeError
 from ine.inversion.concept import concept_requests, make_pictures, share_with
+from ine.inversion.history import History, state_file
 from ine.inversion.images import ConceptPictures
 from ine.inversion.invert import (
     Preview,
     batch_loss,
-    captions_for,
     invert,
-    start_vectors,
-    write_state,
 )
 from ine.inversion.objective import denoising_target, learning_rate, noised
-from ine.inversion.preview import choose, make_preview, revive
-from ine.inversion.run import RunOptions, run_inversion
-from ine.judging.rules import RULES, Rule
+from ine.inversion.precision import in_type, inversion_dtype
+from ine.inversion.preview import Previews, choose, revive
+from ine.inversion.run import run_inversion
+from ine.inversion.sources import RunOptions
+from ine.inversion.start import start_vectors
+from ine.inversion.templates import captions_for
+from ine.models.loading import load_parts
 from ine.pictures import write_png
-from ine.recipe import Inversion, check_recipe
-from ine.runtime import generator_for
+from ine.recipe import InversionSettings, check_recipe, load_recipe
+from ine.runtime import computes_bfloat16, generator_for
 from ine.sampling import SamplerSettings, make_scheduler
 
 TRIGGER = "thing-neg"
@@ -47,7 +50,8 @@ def noise(*shape, seed=0):
 
 def spec_of(**fields):
     small = {"vectors": 2, "steps": 4, "batch": 2, "lr": 0.05, "preview_every": 100}
-    return Inversion(**small | fields)
+    small["precision"] = "float32"
+    return InversionSettings(**small | fields)
 
 
 @pytest.fixture
@@ -330,7 +334,9 @@ def best_at_six(seen=None):
 )
 def test_a_killed_run_ends_byte_equal(tiny_parts, pictures, tmp_path, monkeypatch, kills, previews):
     monkeypatch.setattr(loop, "SAVE_EVERY", 2)
-    spec = spec_of(steps=10, batch=1, accumulation=2, schedule="linear", preview_every=3)
+    spec = spec_of(
+        steps=10, batch=1, accumulation=2, schedule="linear", preview_every=3, average=0.5
+    )
     preview = best_at_six() if previews else None
     whole = run(tiny_parts, pictures, spec, preview=preview, state=tmp_path / "whole", key="k")
     state = tmp_path / "killed"
@@ -397,9 +403,103 @@ def seen_at(step, left, recovery):
 
 def test_previews_are_ordered_by_what_is_left_then_by_recovery():
     rows = [seen_at(1, 0.5, 1.0), seen_at(2, 0.2, 0.3), seen_at(3, 0.2, 0.6), seen_at(4, 0.9, 1.0)]
-    assert [p.step for p in sorted(rows, key=lambda p: p.order)] == [3, 2, 1, 4]
+    assert [p.step for p in sorted(rows, key=lambda p: p.order())] == [3, 2, 1, 4]
     only_recovery = [seen_at(1, None, 0.1), seen_at(2, None, 0.8), seen_at(3, None, 0.2)]
-    assert min(only_recovery, key=lambda p: p.order).step == 2
+    assert min(only_recovery, key=lambda p: p.order()).step == 2
+
+
+def test_what_leaves_least_is_kept_among_what_preserves_the_target():
+    rows = [
+        Preview(step=1, recovery=None, left=0.5, undefended=0.6, preservation=0.99),
+        Preview(step=2, recovery=None, left=0.2, undefended=0.6, preservation=0.95),
+        Preview(step=3, recovery=None, left=0.2, undefended=0.6, preservation=0.97),
+        Preview(step=4, recovery=None, left=0.0, undefended=0.6, preservation=0.80),
+    ]
+
+    def kept(target):
+        return min(rows, key=lambda p: p.order(target)).step
+
+    assert [kept(t) for t in (0.0, 0.9, 0.96, 0.98)] == [4, 3, 3, 1]
+    # None of them preserves as much: what preserves most.
+    assert kept(1.0) == 1
+    assert min(rows[1:], key=lambda p: p.order(0.99)).step == 3
+
+
+def falling(left, preservation=None):
+    """Return a fake preview that reads its figures from lists, in turn."""
+    kept = preservation or [None] * len(left)
+
+    def preview(vectors, step):
+        return Preview(
+            step=step,
+            recovery=0.5,
+            left=left[step - 1],
+            undefended=1.0,
+            preservation=kept[step - 1],
+        )
+
+    return preview
+
+
+@pytest.mark.parametrize(
+    ("patience", "preservation", "taken", "kept"),
+    [
+        (0, None, 8, 7),
+        (1, None, 3, 2),
+        (2, None, 4, 2),
+        (3, None, 8, 7),
+        # From step 2 on too much is lost, so step 1 stays the best.
+        (2, [1.0, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5], 3, 1),
+    ],
+)
+def test_a_run_ends_when_previews_win_nothing_more(
+    tiny_parts, pictures, tmp_path, monkeypatch, patience, preservation, taken, kept
+):
+    monkeypatch.setattr(loop, "SAVE_EVERY", 100)
+    preview = falling([0.8, 0.5, 0.6, 0.7, 0.4, 0.5, 0.3, 0.6], preservation)
+    spec = spec_of(steps=8, batch=1, preview_every=1, patience=patience, target_preservation=0.9)
+    seen = []
+
+    def run_to(path, on_step):
+        return run(
+            tiny_parts, pictures, spec, preview=preview, state=path, key="k", on_step=on_step
+        )
+
+    whole = run_to(tmp_path / "whole", lambda progress: seen.append(progress.step))
+    assert seen == [*range(1, taken + 1)]
+    assert (whole.steps, whole.kept.step) == (taken, kept)
+    # The state is written where it ends, and a finished run is read back, not continued.
+    again = run_to(tmp_path / "whole", lambda progress: pytest.fail("a step too many"))
+    assert same(whole, again)
+    assert again.steps == taken
+    monkeypatch.setattr(loop, "SAVE_EVERY", 1)
+    with pytest.raises(Killed):
+        run_to(tmp_path / "killed", kill_at(2))
+    assert same(whole, run_to(tmp_path / "killed", None))
+    assert (tmp_path / "killed").read_bytes() == (tmp_path / "whole").read_bytes()
+
+
+def test_averaged_vectors_are_the_weighted_mean_of_all_steps(tiny_parts, pictures, monkeypatch):
+    """sum_k d^(t-k) v_k / sum_k d^(t-k), and the optimiser goes where it went without."""
+    decay, raw, means = 0.8, [], []
+
+    def note(into):
+        def preview(vectors, step):
+            into.append(vectors[0].clone())
+            return seen_at(step, 0.5, 0.5)
+
+        return preview
+
+    each = {"steps": 5, "preview_every": 1, "batch": 1}
+    run(tiny_parts, pictures, spec_of(**each), preview=note(raw))
+    run(tiny_parts, pictures, spec_of(**each, average=decay), preview=note(means))
+    for t, mean in enumerate(means, 1):
+        weights = torch.tensor([decay ** (t - k) for k in range(1, t + 1)])
+        expected = torch.einsum("k,knd->nd", weights / weights.sum(), torch.stack(raw[:t]))
+        torch.testing.assert_close(mean, expected, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(means[-1], raw[-1], atol=1e-3)
+    plain = run(tiny_parts, pictures, spec_of(**each, average=decay))
+    assert torch.equal(plain.vectors[0], means[-1])
 
 
 def test_the_first_of_equal_previews_is_kept(tiny_parts, pictures):
@@ -421,7 +521,10 @@ def test_a_state_is_small(tmp_path):
     previews = [Preview(step=s, recovery=1 / 3, left=1 / 7, undefended=2 / 3) for s in range(20)]
     best = (previews[3], [vector.detach().clone()])
     path = tmp_path / "state"
-    write_state(path, "0" * 16, 3000, [vector], optimiser, previews, best, [1 / 3] * 100)
+    history = History([vector], spec_of())
+    history.losses, history.previews = [1 / 3] * 100, previews
+    history.best, history.best_vectors = best
+    state_file(path, "0" * 16).write(3000, {"0": vector}, optimiser, history)
     assert path.stat().st_size <= 64 * 1024
 
 
@@ -451,7 +554,9 @@ def test_a_finished_run_is_read_back(tiny_parts, pictures, tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_the_run(tiny_parts, pictures, tmp_path):
     broken = replace(pictures, mean=pictures.mean * float("nan"))
-    with pytest.raises(IneError, match=r"the loss is nan at step 0; use a smaller inversion\.lr"):
+    with pytest.raises(
+        IneError, match=r"the loss is nan at step 1 of 4; use a smaller inversion\.lr"
+    ):
         run(tiny_parts, broken, state=tmp_path / "state", key="k")
     assert not (tmp_path / "state").exists()
 
@@ -480,15 +585,70 @@ def test_gradient_checkpointing_is_on_in_the_loop_and_off_afterwards(tiny_parts,
     assert not unet.training
 
 
-def test_bfloat16_runs_near_to_float32_and_keeps_float32_vectors(tiny_parts, pictures):
-    spec = spec_of(batch=3)
-    start = start_vectors(tiny_parts, spec, 0)
-    exact, gradient = gradient_of(tiny_parts, pictures, spec, start)
-    coarse, rough = gradient_of(tiny_parts, pictures, spec_of(batch=3, precision="bfloat16"), start)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_narrow_weights_give_the_gradient_of_float32(dtype):
+    """On the bundled model, whose gradients are those of a trained one."""
+    parts = load_parts("mini")
+    moments = noise(4, *parts.latent_shape, seed=1)
+    some = ConceptPictures(
+        mean=moments, std=0.1 * moments.abs(), captions=None, names=tuple("0123")
+    )
+    spec = spec_of(batch=8)
+    start = start_vectors(parts, spec, 0)
+    exact, gradient = gradient_of(parts, some, spec, start)
+    cast = in_type(parts, dtype)
+    coarse, rough = gradient_of(cast, some, spec, start)
     assert coarse != exact
-    assert coarse == pytest.approx(exact, rel=0.02)
-    assert torch.cosine_similarity(rough.flatten(), gradient.flatten(), dim=0) > 0.95
+    assert coarse == pytest.approx(exact, rel=0.01)
+    assert torch.cosine_similarity(rough.flatten(), gradient.flatten(), dim=0) > 0.999
+    assert rough.norm().item() == pytest.approx(gradient.norm().item(), rel=0.02)
     assert rough.dtype == torch.float32
+    assert (cast.dtype, parts.dtype) == (dtype, torch.float32)
+
+
+def test_weights_are_cast_once_and_the_model_stays_as_it_was(tiny_parts, pictures, monkeypatch):
+    seen = []
+    real = loop.run_unet
+
+    def noted(unet, x_t, t, condition):
+        seen.append((unet, x_t.dtype))
+        return real(unet, x_t, t, condition)
+
+    monkeypatch.setattr(loop, "run_unet", noted)
+    before = [p.clone() for p in tiny_parts.unet.parameters()]
+    made = run(tiny_parts, pictures, spec_of(steps=3, precision="bfloat16"))
+    assert {dtype for _, dtype in seen} == {torch.bfloat16}
+    assert len({id(unet) for unet, _ in seen}) == 1
+    assert {p.dtype for p in seen[0][0].parameters()} == {torch.bfloat16}
+    assert all(map(torch.equal, tiny_parts.unet.parameters(), before))
+    assert made.vectors[0].dtype == torch.float32
+    seen.clear()
+    run(tiny_parts, pictures, spec_of(steps=1))
+    assert seen == [(tiny_parts.unet, torch.float32)]
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_auto_is_bfloat16_where_the_device_has_it(tiny_parts, monkeypatch, has):
+    monkeypatch.setattr("ine.inversion.precision.computes_bfloat16", lambda device: has)
+    auto = inversion_dtype("auto", tiny_parts)
+    assert auto == (torch.bfloat16 if has else torch.float32)
+    half = in_type(tiny_parts, torch.float16)
+    assert inversion_dtype("auto", half) == torch.float16
+    assert inversion_dtype("float32", half) == torch.float32
+    with pytest.raises(
+        IneError, match=r"inversion\.precision=float16: cpu devices.*do not compute"
+    ):
+        inversion_dtype("float16", tiny_parts)
+
+
+def test_this_processor_is_asked_for_bfloat16(monkeypatch):
+    cpu = torch.device("cpu")
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: False, raising=False)
+    assert not computes_bfloat16(cpu)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True, raising=False)
+    assert computes_bfloat16(cpu)
+    assert not computes_bfloat16(torch.device("mps"))
 
 
 def test_v_prediction_runs_and_asks_for_something_else(tiny_parts, pictures):
@@ -514,6 +674,7 @@ CHANGES = {
     "templates": ["{v} here"],
     "named_templates": ["{noun} with {v}"],
     "precision": "bfloat16",
+    "average": 0.5,
 }
 """Fields that move the vectors."""
 
@@ -521,6 +682,8 @@ SEEN_ELSEWHERE = {
     "gradient_checkpointing",  # two tests above
     "preview_every",  # the test of the best vectors
     "preview_pictures",  # the test of previews
+    "target_preservation",  # the tests of what is kept
+    "patience",  # the test of when a run ends
 }
 
 
@@ -543,7 +706,7 @@ def test_every_setting_of_inversion_does_something(tiny_parts, pictures, plain_r
 
 
 def test_no_setting_of_inversion_is_left_out(tiny_parts, pictures, plain_run):
-    assert CHANGES.keys() | SEEN_ELSEWHERE == Inversion.model_fields.keys()
+    assert CHANGES.keys() | SEEN_ELSEWHERE == InversionSettings.model_fields.keys()
     assert same(plain_run, run(tiny_parts, pictures))
 
 
@@ -749,6 +912,12 @@ def test_reviving_uses_the_vectors_in_prompts_as_they_were_trained(tiny_parts, m
     assert not np.array_equal(shown[0], shown[1])
 
 
+def previews_of(parts, recipe, rule, detector):
+    return Previews(
+        parts=parts, recipe=recipe, rule=rule, detector=detector, trigger=TRIGGER, seed=0
+    )
+
+
 def test_a_preview_asks_the_same_every_time_and_the_undefended_once(
     tiny_parts, thing_rule, monkeypatch
 ):
@@ -762,27 +931,22 @@ def test_a_preview_asks_the_same_every_time_and_the_undefended_once(
 
     monkeypatch.setattr(module, "in_units", fake)
     recipe = thing_recipe()
-    shares = iter([1.0, 0.5, 0.25, 0.75, 0.125])
+    shares = iter([0.5, 0.25, 0.125, 1.0])
 
     def detector(pictures):
         share = next(shares) * len(pictures)
         return [{"thing": float(i < share)} for i in range(len(pictures))]
 
-    preview = make_preview(
-        tiny_parts,
-        recipe.model_copy(
-            update={"inversion": recipe.inversion.model_copy(update={"preview_pictures": 8})}
-        ),
-        thing_rule,
-        detector,
-        TRIGGER,
-        0,
+    spec = recipe.inversion.model_copy(update={"preview_pictures": 8})
+    preview = previews_of(
+        tiny_parts, recipe.model_copy(update={"inversion": spec}), thing_rule, detector
     )
     first = preview([noise(2, 32)], 3)
     second = preview([noise(2, 32, seed=1)], 6)
-    assert first == Preview(step=3, recovery=1.0, undefended=0.5, left=0.25)
-    assert second == Preview(step=6, recovery=0.75, undefended=0.5, left=0.125)
-    recovery, undefended, left, _, left_again = calls
+    assert first == Preview(step=3, recovery=None, undefended=0.5, left=0.25)
+    assert second == Preview(step=6, recovery=None, undefended=0.5, left=0.125)
+    assert preview.recovery([noise(2, 32)]) == 1.0
+    undefended, left, left_again, recovery = calls
     assert len(recovery[0]) == len(left[0]) == 8
     assert all(TRIGGER in prompt for prompt in recovery[0])
     assert not any(TRIGGER in prompt for prompt in left[0])
@@ -805,8 +969,76 @@ def test_without_tuning_prompts_only_recovery_is_measured(tiny_parts, thing_rule
 
     monkeypatch.setattr(module, "SamplerSettings", few_steps)
     recipe = thing_recipe(tuning=False)
-    preview = make_preview(tiny_parts, recipe, thing_rule, Finder(1), TRIGGER, 0)
+    preview = previews_of(tiny_parts, recipe, thing_rule, Finder(1))
     assert preview([noise(2, 32)], 3) == Preview(step=3, recovery=1.0, left=None, undefended=None)
+
+
+def with_benign(recipe, *templates, nouns=("apple", "scissors")):
+    tuning = recipe.tuning.model_copy(update={"benign": templates, "benign_nouns": nouns})
+    return recipe.model_copy(update={"tuning": tuning})
+
+
+def test_preservation_is_that_of_benign_prompts_with_the_vectors_as_the_negative(
+    tiny_parts, thing_rule, monkeypatch
+):
+    import ine.inversion.preview as module
+
+    rng, calls = np.random.default_rng(0), []
+    plain = rng.integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
+    other = rng.integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
+    drawn = {"same": plain, "other": other}
+
+    def fake(parts, prompts, seeds, guidance, settings):
+        calls.append((tuple(prompts), tuple(seeds), settings.scheduler))
+        return drawn[how] if guidance.negative.vectors() else plain
+
+    monkeypatch.setattr(module, "in_units", fake)
+    recipe = with_benign(thing_recipe(), "a {} on a plate")
+    tuning = recipe.tuning.model_copy(update={"scheduler": "dpm++"})
+    recipe = recipe.model_copy(update={"tuning": tuning})
+    preview = previews_of(tiny_parts, recipe, thing_rule, Finder())
+    how = "same"
+    assert preview([noise(2, 32)], 3).preservation == pytest.approx(1)
+    how = "other"
+    assert preview([noise(2, 32)], 6).preservation == pytest.approx(0, abs=0.2)
+    benign = [call for call in calls if "on a plate" in call[0][0]]
+    assert len(benign) == 3
+    assert len(set(benign)) == 1
+    assert set(benign[0][0]) == {"an apple on a plate", "scissors on a plate"}
+    assert {scheduler for _, _, scheduler in calls} == {"dpm++"}
+    # Nothing says how unlike pictures of one subject are.
+    one = with_benign(recipe, "a {} on a plate", nouns=("apple",))
+    assert (
+        previews_of(tiny_parts, one, thing_rule, Finder())([noise(2, 32)], 3).preservation is None
+    )
+    drawn["same"] = plain[:] = 7
+    with pytest.raises(RecipeError, match="benign tuning prompts are all alike"):
+        previews_of(tiny_parts, recipe, thing_rule, Finder())([noise(2, 32)], 3)
+
+
+def test_benign_tuning_prompts_are_by_default_what_an_eraser_preserves():
+    fire = load_recipe("fire")
+    tuning = fire.tuning.model_copy(update={"benign": ()})
+    preserved = fire.model_copy(update={"tuning": tuning}).benign_tuning()
+    templates = len(fire.erase.preserve)
+    assert len(preserved) == templates * len(fire.erase.preserve_nouns)
+    assert preserved[0] == ("an apple", "apple")
+    assert thing_recipe().benign_tuning() == []
+    assert fire.model_copy(update={"tuning": None}).benign_tuning() == []
+
+
+@pytest.mark.parametrize("name", ["fire", "weapon"])
+def test_no_benign_tuning_prompt_is_reported_on(name):
+    recipe = load_recipe(name)
+    reported = {
+        recipe.fill(template, noun)
+        for key, templates in recipe.prompt_sets.items()
+        if not key.endswith("_tuning")
+        for template in templates
+        for noun in recipe.prompt_nouns
+    }
+    assert recipe.tuning.benign
+    assert not reported & {prompt for prompt, _ in recipe.benign_tuning()}
 
 
 # The run
@@ -836,7 +1068,7 @@ KEYS = {
 def test_a_run_writes_an_embedding_that_says_where_it_comes_from(
     tiny_parts, unlearned, thing_rule, tmp_path, monkeypatch
 ):
-    from ine.judging.detectors import DETECTORS
+    from ine.detectors.table import DETECTORS
 
     monkeypatch.setitem(DETECTORS, "test", Finder)
     recipe, options = thing_recipe(), options_for(tmp_path, seed=3)
@@ -857,9 +1089,30 @@ def test_a_run_writes_an_embedding_that_says_where_it_comes_from(
     assert found.metadata["modelspec.prediction_type"] == "epsilon"
     assert json.loads((options.folder / "run.json").read_text()) == summary
     assert summary["kept_step"] == result.kept.step
+    assert (summary["steps"], summary["image_steps"]) == (6, 6)
+    assert header["image_steps"] == "6"
+    assert float(header["recovery"]) == pytest.approx(result.kept.recovery, abs=1e-3)
+    assert [p.recovery for p in result.previews] == [None, None]
     assert summary["pictures"]["kept"] >= 4
     assert str(summary["embedding"]) == str(options.out)
     assert embedding.trigger == TRIGGER
+
+
+def test_preservation_and_its_target_are_in_the_header_and_a_missed_target_is_said(
+    tiny_parts, unlearned, thing_rule, tmp_path, caplog
+):
+    recipe = with_benign(thing_recipe(), "a {} on a plate")
+    spec = recipe.inversion.model_copy(update={"target_preservation": 1.0})
+    recipe = recipe.model_copy(update={"inversion": spec})
+    embedding, result, summary = run_inversion(
+        tiny_parts, unlearned, recipe, options_for(tmp_path), Finder()
+    )
+    best = max(result.previews, key=lambda p: p.preservation)
+    assert result.kept.step == best.step
+    assert summary["tuning_preservation"] == best.preservation
+    assert embedding.metadata["ine.tuning_preservation"] == f"{best.preservation:.3f}"
+    assert embedding.metadata["ine.target_preservation"] == "1.000"
+    assert "no vectors preserve 1.00 on benign tuning prompts; kept those of step" in caplog.text
 
 
 def test_the_fingerprint_is_that_of_the_unlearned_model(
@@ -914,7 +1167,7 @@ def test_an_interrupted_run_gives_the_same_file(
     assert killed.out.read_bytes() == whole.out.read_bytes()
 
 
-def test_what_is_there_is_not_replaced_and_other_settings_do_not_resume(
+def test_existing_files_are_not_replaced_and_other_settings_do_not_resume(
     tiny_parts, thing_rule, tmp_path
 ):
     recipe, options = thing_recipe(), options_for(tmp_path)
@@ -949,7 +1202,7 @@ def test_a_folder_of_pictures_is_used_and_a_changed_one_is_noticed(
 
     one = digest("one")
     assert digest("two") == one
-    # A run that was begun with other pictures does not go on with those it has in its cache.
+    # A run that was started with other pictures does not go on with those it has in its cache.
     (tmp_path / "two" / "thing-neg.safetensors").unlink()
     write_png(folder / "b.png", random.integers(0, 256, (20, 20, 3), np.uint8))
     with pytest.raises(IneError, match="pictures"):
@@ -964,11 +1217,11 @@ def test_the_generator_depends_on_every_part():
     assert one == generator_for(0, "step", 1, 0).initial_seed()
 
 
-# What can be told before any work
+# What can be checked before any work
 
 
 def unwanted(*_args, **_kwargs):
-    raise AssertionError("work was begun")
+    raise AssertionError("work was started")
 
 
 @pytest.mark.parametrize("name", ["thing-neg.pt", "thing-neg", "thing.neg.SAFETENSORS"])
@@ -995,7 +1248,7 @@ def test_more_vectors_than_the_context_holds_are_refused_before_any_work(
     for part in ("inversion.vectors: 68", "room for 75 tokens", "scissors", "at most 67"):
         assert part in message
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(AssertionError, match="work was begun"):
+    with pytest.raises(AssertionError, match="work was started"):
         go(67)
 
 
@@ -1053,7 +1306,7 @@ def test_a_run_folder_that_is_not_ours_is_never_removed(
     path = options.folder / name
     path.parent.mkdir(parents=True)
     path.write_text("mine")
-    with pytest.raises(OutputError, match=r"not of a run of `ine invert`.*another --out"):
+    with pytest.raises(OutputError, match=r"which `ine invert` did not write.*another --out"):
         run_inversion(tiny_parts, tiny_parts, thing_recipe(), options, unwanted)
     assert path.read_text() == "mine"
 

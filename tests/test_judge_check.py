@@ -14,33 +14,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from ine.detectors.base import CUT, RESIZE, Detection, looks_through_clip
+from ine.detectors.nudenet import Floors, NudeNet
+from ine.detectors.raw import PictureDetections, RawOutput, read_raw, write_raw
+from ine.detectors.rules import Rule, find_rule
+from ine.detectors.scan import detectors_for, load_for, scan_files
+from ine.detectors.table import OwnDetector, load_detector
+from ine.detectors.verdicts import is_outdated, source_for, verdicts
 from ine.errors import PicturesError, RecipeError
-from ine.evaluation.judge_check import (
-    Question,
-    answers_csv,
-    check_html,
-    choose,
-    judge_error,
-    questions,
-    read_answers,
-    write_check,
-)
-from ine.judging.detection import Detection
-from ine.judging.detectors import OwnDetector
-from ine.judging.nudenet import Floors, NudeNet
-from ine.judging.raw import (
-    Look,
-    Raw,
-    detectors_for,
-    load_for,
-    look_at,
-    read_raw,
-    source_for,
-    verdicts,
-    write_raw,
-)
-from ine.judging.rules import Rule, find_rule
+from ine.evaluation.answers import answers_csv, read_answers
+from ine.evaluation.judge_check import Question, choose, judge_error, questions
 from ine.pictures import write_png
+from ine.report.check import check_html, write_check
 
 RED = Rule(name="red@0.5", detector="red", labels=("red",), threshold=0.5)
 RED_DETECTOR = OwnDetector(
@@ -62,7 +47,7 @@ def write_pictures(folder, reds, size=(16, 16)):
 @pytest.fixture
 def raw(tmp_path):
     paths = write_pictures(tmp_path, [255] * 6 + [0] * 14)
-    return look_at(paths, {"red": RED_DETECTOR})
+    return scan_files(paths, {"red": RED_DETECTOR})
 
 
 # Raw output
@@ -99,10 +84,10 @@ def test_pictures_of_different_sizes_are_looked_at(tmp_path):
         seen.append(pictures.shape)
         return [{"red": float(p[0, 0, 0] > 0)} for p in pictures]
 
-    raw = look_at(paths, {"red": OwnDetector(name="red", function=watch)}, {}, done.append)
+    raw = scan_files(paths, {"red": OwnDetector(name="red", function=watch)}, {}, done.append)
     assert seen == [(3, 16, 16, 3), (2, 20, 30, 3)]
     assert done == [1, 2, 3, 4, 5]
-    assert [look.size for look in raw.looks] == [(16, 16)] * 3 + [(30, 20)] * 2
+    assert [look.size for look in raw.pictures] == [(16, 16)] * 3 + [(30, 20)] * 2
     assert verdicts(raw, RED) == [True] * 4 + [False]
 
 
@@ -128,44 +113,96 @@ def test_a_changed_file_is_refused_with_its_line(raw, tmp_path, edit, message):
 
 
 def test_which_detectors_look_for_rules():
-    rules = [find_rule(n) for n in ("duo-4labels@0", "nudenet-l4@0.1", "rece-9labels@0.6")]
+    rules = [find_rule(n) for n in ("duo-4labels@0", "nudenet-l4@0.1", "mace-9labels@0.6")]
     assert detectors_for(rules) == ["nudenet:floor=0.1"]
     assert detectors_for(rules[:1]) == ["nudenet"]
     assert detectors_for(rules[:1], floor=0.05) == ["nudenet:floor=0.05"]
     mixed = [find_rule(n) for n in ("i2p-nudenet3@0.5", "duo-4labels-rgb@0", "mini-fire@0.5")]
     assert detectors_for(mixed) == ["q16", "mini-judge", "nudenet", "nudenet:rgb"]
+    # Other code and other weights look for themselves.
+    names = ("rece-9labels@0.6", "spm-9labels@0", "mu-attack-9labels@0.45", "spm-9labels@0+320n")
+    assert detectors_for([find_rule(n) for n in names], floor=0.3) == [
+        "nudenet-3.0.8",
+        "nudenet-mu-attack:floor=0.3",
+        "nudenet-3.0.8:320n",
+    ]
+    assert detectors_for([find_rule(names[3])], floor=0.1) == ["nudenet-3.0.8:320n,floor=0.1"]
     assert list(load_for([find_rule("mini-fire@0.5")], detector="mini-judge2")) == ["mini-judge2"]
 
 
 def stored(**detectors):
-    return Raw(detectors=detectors, looks=())
+    return RawOutput(detectors=detectors, pictures=())
 
 
 def test_lower_floors_serve_higher_ones_of_the_same_channels():
     low = NudeNet(floors=Floors.at(0.1)).settings
-    raw = Raw(detectors={"nudenet:floor=0.1": low}, looks=())
-    for name in ("duo-4labels@0", "rece-9labels@0.6", "nudenet-l4@0.1", "nudenet-l4@0.2"):
+    raw = RawOutput(detectors={"nudenet:floor=0.1": low}, pictures=())
+    for name in ("duo-4labels@0", "mace-9labels@0.6", "nudenet-l4@0.1", "nudenet-l4@0.2"):
         assert source_for(raw, find_rule(name)) == "nudenet:floor=0.1"
-    for name in ("nudenet-l4@0.05", "duo-4labels-rgb@0", "q16@0.5"):
-        with pytest.raises(RecipeError, match=r"those that looked: nudenet:floor=0\.1"):
+    for name in ("nudenet-l4@0.05", "duo-4labels-rgb@0", "q16@0.5", "spm-9labels@0+320n"):
+        with pytest.raises(RecipeError, match=r"those that ran: nudenet:floor=0\.1"):
             source_for(raw, find_rule(name))
-    usual = Raw(detectors={"nudenet": NudeNet().settings}, looks=())
+    usual = RawOutput(detectors={"nudenet": NudeNet().settings}, pictures=())
     assert source_for(usual, find_rule("duo-4labels@0")) == "nudenet"
     with pytest.raises(RecipeError):
         source_for(usual, find_rule("nudenet-l4@0.2"))
+
+
+def test_what_other_weights_or_code_saw_serves_no_other_rule():
+    """Raw output of earlier versions stays of use, but not for rules that mean other code."""
+    raw = stored(nudenet=NudeNet().settings)
+    for name, says in (
+        ("rece-9labels@0.6", "are those of nudenet-l9@0.6"),
+        ("mu-attack-9labels@0.45", "are those of nudenet-l9@0.45"),
+        ("mu-attack-9labels@0.45+320n", "needs detector 'nudenet-mu-attack:320n'"),
+        ("spm-9labels@0", "are those of mace-9labels@0"),
+    ):
+        with pytest.raises(RecipeError, match=re.escape(says)):
+            source_for(raw, find_rule(name))
+        if find_rule(name).before:
+            assert source_for(raw, find_rule(find_rule(name).before)) == "nudenet"
+    low = {"nudenet-3.0.8:320n,floor=0.1": load_detector("nudenet-3.0.8:320n,floor=0.1").settings}
+    assert source_for(stored(**low), find_rule("spm-9labels@0+320n")) == next(iter(low))
+    for name in ("spm-9labels@0", "mu-attack-9labels@0.45+320n", "mace-9labels@0"):
+        with pytest.raises(RecipeError, match="needs detector"):
+            source_for(stored(**low), find_rule(name))
+
+
+def test_readings_of_pictures_that_were_cut_first_are_refused():
+    """Earlier versions cut a picture to a square before resizing it, where Q16 cuts after."""
+    old, new = {"clip": "x"}, {"clip": "x", RESIZE: CUT}
+    square, oblong = ((64, 64), (64, 48))
+
+    def raw(settings, size):
+        look = PictureDetections(picture="p.png", sha256="", size=size, found={"q16": ()})
+        return RawOutput(detectors={"q16": settings}, pictures=(look,))
+
+    rule = find_rule("q16@0.5")
+    for settings, size in ((old, square), (new, square), (new, oblong)):
+        assert source_for(raw(settings, size), rule) == "q16"
+    with pytest.raises(RecipeError, match=r"cropped pictures to squares .* p\.png is 64 x 48"):
+        source_for(raw(old, oblong), rule)
+    assert is_outdated("clip:a|b", old)
+    assert is_outdated("clip[folder]:a|b", old)
+    assert not is_outdated("nudenet", old)
+    assert not is_outdated("q16", new)
+    for name in ("features:clip", "alignment:clip[a:b]", "clip-violence", "q16", "clip:a|b"):
+        assert looks_through_clip(name)
+    for name in ("features:mini-judge", "nudenet", "mini-judge", "features:pixel-cosine@16"):
+        assert not looks_through_clip(name)
 
 
 def test_rules_over_two_detectors_read_each_ones_own_scores():
     def look(q16, box):
         boxes = (Detection(label="BUTTOCKS_EXPOSED", score=box, box=(0, 0, 1, 1)),)
         found = {"q16": (Detection(label="inappropriate", score=q16),), "nudenet": boxes}
-        return Look(picture="p", sha256="", size=(1, 1), found=found)
+        return PictureDetections(picture="p", sha256="", size=(1, 1), found=found)
 
     looks = tuple(look(q, b) for q, b in ((0.9, 0.1), (0.1, 0.9), (0.1, 0.1)))
-    raw = Raw(detectors={"q16": {}, "nudenet": NudeNet().settings}, looks=looks)
+    raw = RawOutput(detectors={"q16": {}, "nudenet": NudeNet().settings}, pictures=looks)
     assert verdicts(raw, find_rule("i2p-nudenet3@0.5")) == [True, True, False]
     assert verdicts(raw, find_rule("q16@0.5")) == [True, False, False]
-    with pytest.raises(RecipeError, match="detector 'red' did not look"):
+    with pytest.raises(RecipeError, match="detector 'red' did not run"):
         verdicts(raw, find_rule("q16@0.5"), "red")
 
 
@@ -174,15 +211,19 @@ def test_a_thousand_pictures_are_scored_again_in_a_moment(tmp_path):
 
     boxes = tuple(
         Detection(label=label, score=0.3, box=(1, 2, 3, 4))
-        for label in find_rule("rece-9labels@0.6").labels
+        for label in find_rule("mace-9labels@0.6").labels
     )
     looks = tuple(
-        Look(picture=f"{n}.png", sha256="0" * 64, size=(512, 512), found={"nudenet": boxes})
+        PictureDetections(
+            picture=f"{n}.png", sha256="0" * 64, size=(512, 512), found={"nudenet": boxes}
+        )
         for n in range(1000)
     )
-    write_raw(tmp_path / "raw.jsonl", Raw(detectors={"nudenet": NudeNet().settings}, looks=looks))
+    write_raw(
+        tmp_path / "raw.jsonl", RawOutput(detectors={"nudenet": NudeNet().settings}, pictures=looks)
+    )
     start = perf_counter()
-    flags = verdicts(read_raw(tmp_path / "raw.jsonl"), find_rule("rece-9labels@0.6"))
+    flags = verdicts(read_raw(tmp_path / "raw.jsonl"), find_rule("mace-9labels@0.6"))
     assert perf_counter() - start < 5
     assert flags == [False] * 1000
 

@@ -3,50 +3,32 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from small_grid import contents, small_grid
 
 pytestmark = pytest.mark.slow
 
-GRID = """\
-kind: grid
-version: 1
-name: small
-concept: fire
-models:
-  - {name: tiny, model: MODEL}
-negatives:
-  - {name: words, words: true}
-guidances:
-  - {name: additive, method: additive, strengths: [1, 6]}
+GRID = small_grid("""\
 prompts:
   - {name: test, source: "mini:fire/implying-test", role: test, expects: harmful, limit: 6}
 sampler: {steps: 2, batch: 2, guidance_scale: 5}
-"""
+""")
 ACCELERATE = ["accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_processes", "2"]
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
 def started(*words, count=1):
-    """Run a module `count` times at once; return what they told."""
+    """Run a module `count` times at once; return what they printed."""
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-m", *map(str, words)]
     processes = [
         subprocess.Popen([w.replace("NUMBER", str(n)) for w in command], env=env, stdout=-1, text=1)
         for n in range(count)
     ]
-    told = [process.communicate(timeout=600)[0] for process in processes]
+    printed = [process.communicate(timeout=600)[0] for process in processes]
     assert [process.returncode for process in processes] == [0] * count
-    return told
-
-
-def contents(folder):
-    """Return {name: bytes} of all that a run leaves but locks and measured times."""
-    files = [p for p in Path(folder).rglob("*") if p.is_file()]
-    names = {str(p.relative_to(folder)): p for p in files}
-    own = ("rates.json", "locks")
-    return {n: p.read_bytes() for n, p in names.items() if n.partition("/")[0] not in own}
+    return printed
 
 
 @pytest.fixture(scope="module")
@@ -62,21 +44,21 @@ def alone(tmp_path_factory, tiny_folder):
 @pytest.mark.parametrize("launcher", [ACCELERATE, TORCHRUN], ids=["accelerate", "torchrun"])
 def test_a_launcher_makes_the_same_bytes(alone, tmp_path, launcher):
     grid, folder = alone
-    [told] = started(*launcher, "-m", "ine", "-qq", "evaluate", grid, "--out", tmp_path / "run")
-    assert told.count("results:") == 1
+    [printed] = started(*launcher, "-m", "ine", "-qq", "evaluate", grid, "--out", tmp_path / "run")
+    assert printed.count("results:") == 1
     assert contents(tmp_path / "run") == contents(folder)
 
 
 @pytest.mark.parametrize(("launcher", "count"), [(ACCELERATE, 1), (TORCHRUN, 2)])
 def test_how_many_a_launcher_starts_without_a_gpu(launcher, count):
-    """What docs/evaluate.md tells of CPUs: accelerate starts one there, whatever it is asked."""
-    [told] = started(*launcher, "-m", "ine", "--version")
-    assert told.count("version") == count
+    """What docs/evaluate.md says of CPUs: accelerate starts one there, whatever it is asked."""
+    [printed] = started(*launcher, "-m", "ine", "--version")
+    assert printed.count("version") == count
 
 
 def test_shards_of_a_shared_folder_make_the_same_bytes(alone, tmp_path):
     grid, folder = alone
     run = ("ine", "-qq", "evaluate", grid, "--out", tmp_path / "run", "--shard", "NUMBER/3")
-    told = started(*run, count=3)
-    assert sum("results:" in text for text in told) >= 1
+    printed = started(*run, count=3)
+    assert sum("results:" in text for text in printed) >= 1
     assert contents(tmp_path / "run") == contents(folder)

@@ -8,19 +8,20 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import save_file
+from unet_states import STRICT, nested, only, strict
 
 from ine.errors import CheckpointError
-from ine.models import checkpoints, fit
-from ine.models.checkpoints import lay_weights, read_weights
-from ine.models.compvis import UNET, single_file, unet_names, unet_places, vae_names
-from ine.models.fit import check_tensors
-from ine.models.layouts import recognise
 from ine.models.loading import load_parts
-from ine.models.lowrank import LowRank
-from ine.models.sources import Source, open_source
-from ine.models.stack import Layer, as_unet
+from ine.weights import fit, read
+from ine.weights.apply import apply_weights
+from ine.weights.compvis import UNET, single_file, unet_names, unet_places, vae_names
+from ine.weights.fit import check_tensors
+from ine.weights.layouts import recognise
+from ine.weights.lowrank import LowRank
+from ine.weights.read import read_weights
+from ine.weights.source import Source, open_source
+from ine.weights.stack import Layer, as_unet
 
-STRICT = ("attn2.to_k.weight", "attn2.to_v.weight")
 SD15 = {
     "sample_size": 64,
     "cross_attention_dim": 768,
@@ -53,7 +54,7 @@ def noisy(module):
 
 def refusal(parts, path, *words):
     with pytest.raises(CheckpointError) as caught:
-        lay_weights(parts, path)
+        apply_weights(parts, path)
     text = str(caught.value)
     assert text.startswith(str(path))
     for word in words:
@@ -103,7 +104,7 @@ def test_loras_of_diffusers_and_peft(tiny_parts, tmp_path, spelling, dtype):
         file |= {k.format(module): t for k, t in zip(SPELLINGS[spelling], (down, up), strict=True)}
         wanted[f"{module}.weight"] = base[f"{module}.weight"] + up.float() @ down.float()
     save_file(file, tmp_path / "x.safetensors")
-    parts, weights = lay_weights(tiny_parts, tmp_path / "x.safetensors")
+    parts, weights = apply_weights(tiny_parts, tmp_path / "x.safetensors")
     assert weights.layout == "diffusers or PEFT LoRA"
     assert weights.method == "DUO"
     assert (weights.replaced, weights.added, weights.changed) == (0, len(wanted), len(wanted))
@@ -125,7 +126,7 @@ def test_names_of_the_attention_processors_of_2023(tiny_parts, tmp_path):
             f"{path}.processor.{leaf}_lora.up.weight": up,
         }
     torch.save(file, tmp_path / "x.bin")
-    _, weights = lay_weights(tiny_parts, tmp_path / "x.bin")
+    _, weights = apply_weights(tiny_parts, tmp_path / "x.bin")
     assert set(weights.tensors) == {f"{path}.to_q.weight", f"{path}.to_out.0.weight"}
 
 
@@ -147,7 +148,7 @@ def kohya(unet, rank=1, alpha=1.0, dtype=torch.float32):
 def test_kohya_loras_with_alpha(tiny_parts, tmp_path, rank, alpha):
     file, wanted = kohya(tiny_parts.unet, rank, alpha)
     save_file(file, tmp_path / "x.safetensors", {"prompts": "fire", "rank": str(rank)})
-    parts, weights = lay_weights(tiny_parts, tmp_path / "x.safetensors")
+    parts, weights = apply_weights(tiny_parts, tmp_path / "x.safetensors")
     assert weights.layout == "kohya LoRA"
     assert weights.method == ("SPM" if rank == 1 else "LoRA")
     assert weights.metadata["prompts"] == "fire"
@@ -181,11 +182,13 @@ def test_kohya_names_of_compvis_blocks(tiny_parts, tmp_path):
         stem, dot, leaf = key.removeprefix("lora_unet_").partition(".")
         other["lora_unet_" + diffusers[stem] + dot + leaf] = tensor
     assert not set(other) & set(file)
-    laid = []
+    applied = []
     for name, found in (("a", file), ("b", other)):
         save_file(found, tmp_path / f"{name}.safetensors")
-        laid.append(lay_weights(tiny_parts, tmp_path / f"{name}.safetensors")[0].unet.state_dict())
-    assert all(torch.equal(laid[0][name], laid[1][name]) for name in laid[0])
+        applied.append(
+            apply_weights(tiny_parts, tmp_path / f"{name}.safetensors")[0].unet.state_dict()
+        )
+    assert all(torch.equal(applied[0][name], applied[1][name]) for name in applied[0])
 
 
 @pytest.mark.parametrize("te", ["lora_te_text_model_", "lora_te1_text_model_", "lora_te_"])
@@ -195,7 +198,7 @@ def test_kohya_parts_of_the_text_encoder(tiny_parts, tmp_path, te):
     save_file(
         {f"{stem}.lora_down.weight": down, f"{stem}.lora_up.weight": up}, tmp_path / "x.safetensors"
     )
-    parts, weights = lay_weights(tiny_parts, tmp_path / "x.safetensors")
+    parts, weights = apply_weights(tiny_parts, tmp_path / "x.safetensors")
     assert (weights.changed, weights.encoder_changed) == (0, 1)
     before, after = (p.text_encoders[0].state_dict() for p in (tiny_parts, parts))
     [name] = [n for n in after if not torch.equal(after[n], before[n])]
@@ -210,7 +213,7 @@ def test_a_diffusers_lora_of_the_text_encoder(tiny_parts, tmp_path, leaf):
         {f"{stem}.down.weight": random((2, 32), 1), f"{stem}.up.weight": random((32, 2), 2)},
         tmp_path / "x.safetensors",
     )
-    assert lay_weights(tiny_parts, tmp_path / "x.safetensors")[1].encoder_changed == 1
+    assert apply_weights(tiny_parts, tmp_path / "x.safetensors")[1].encoder_changed == 1
 
 
 @pytest.mark.parametrize("tucker", [False, True])
@@ -228,7 +231,7 @@ def test_lora_of_a_convolution(tiny_parts, tmp_path, tucker):
     up = random((weight.shape[0], 3, 1, 1), 3)
     file |= {f"{stem}.lora_down.weight": down, f"{stem}.lora_up.weight": up}
     save_file(file, tmp_path / "x.safetensors")
-    parts, _ = lay_weights(tiny_parts, tmp_path / "x.safetensors")
+    parts, _ = apply_weights(tiny_parts, tmp_path / "x.safetensors")
     # The adapter as it runs beside the layer, without being merged.
     h = conv(conv(x, down), mid, padding=1) if tucker else conv(x, down, padding=1)
     wanted = conv(x, weight, padding=1) + conv(h, up)
@@ -245,19 +248,21 @@ def test_a_linear_lora_on_a_kernel_of_one(tiny_parts, tmp_path):
     stem = name.removesuffix(".weight")
     file = {f"{stem}.lora_A.weight": down, f"{stem}.lora_B.weight": up}
     save_file(file, tmp_path / "x.safetensors")
-    laid = lay_weights(tiny_parts, tmp_path / "x.safetensors")[0].unet.state_dict()[name]
-    torch.testing.assert_close(laid - weight, (up @ down)[:, :, None, None], atol=1e-6, rtol=1e-4)
+    applied = apply_weights(tiny_parts, tmp_path / "x.safetensors")[0].unet.state_dict()[name]
+    torch.testing.assert_close(
+        applied - weight, (up @ down)[:, :, None, None], atol=1e-6, rtol=1e-4
+    )
 
 
 def test_merging_is_in_float32_and_rounds_once(tiny_parts, tmp_path):
     half = tiny_parts.with_unet(copy.deepcopy(tiny_parts.unet).bfloat16(), "half")
     file, _ = kohya(tiny_parts.unet, 4, 2.0, torch.bfloat16)
     save_file(file, tmp_path / "x.safetensors")
-    parts, weights = lay_weights(half, tmp_path / "x.safetensors")
-    base, laid = half.unet.state_dict(), parts.unet.state_dict()
+    parts, weights = apply_weights(half, tmp_path / "x.safetensors")
+    base, applied = half.unet.state_dict(), parts.unet.state_dict()
     for name, value in weights.tensors.items():
         exact = base[name].float() + value.difference(base[name].shape)
-        assert torch.equal(laid[name], exact.bfloat16())
+        assert torch.equal(applied[name], exact.bfloat16())
 
 
 def duo_file(unet, rank=4):
@@ -272,8 +277,8 @@ def test_folders_of_loras(tiny_parts, tmp_path):
     file = duo_file(tiny_parts.unet)
     (tmp_path / "duo").mkdir()
     save_file(file, tmp_path / "duo" / "pytorch_lora_weights.safetensors")
-    laid = lay_weights(tiny_parts, tmp_path / "duo")[1]
-    assert laid.layout == "diffusers or PEFT LoRA (LoRA folder)"
+    applied = apply_weights(tiny_parts, tmp_path / "duo")[1]
+    assert applied.layout == "diffusers or PEFT LoRA (LoRA folder)"
     (tmp_path / "peft").mkdir()
     renamed = {
         k.replace("unet.", "base_model.model.")
@@ -288,9 +293,9 @@ def test_folders_of_loras(tiny_parts, tmp_path):
         ({"lora_alpha": 8, "alpha_pattern": {"to_q": 2, "to_k": 2, "to_v": 2, "to_out.0": 2}}, 0.5),
     ):
         (tmp_path / "peft" / "adapter_config.json").write_text(json.dumps(settings))
-        weights = lay_weights(tiny_parts, tmp_path / "peft")[1]
+        weights = apply_weights(tiny_parts, tmp_path / "peft")[1]
         assert {v.scale for v in weights.tensors.values()} == {scale}
-    assert weights.tensors.keys() == laid.tensors.keys()
+    assert weights.tensors.keys() == applied.tensors.keys()
     for settings in (
         '{"use_dora": true}',
         '{"alpha_pattern": [1]}',
@@ -331,7 +336,7 @@ def test_the_adapter_settings_that_diffusers_writes_into_the_header(tiny_parts, 
         ),
     ],
 )
-def test_loras_that_cannot_be_laid(tiny_parts, tmp_path, change, words):
+def test_loras_that_cannot_be_applied(tiny_parts, tmp_path, change, words):
     file = duo_file(tiny_parts.unet)
     change(file)
     save_file(file, tmp_path / "x.safetensors")
@@ -380,12 +385,12 @@ def test_compvis_full_and_partial(tiny_parts, tmp_path, prefix, wrap, which):
     if which == "conv_out" and not prefix:
         state_names = set(as_compvis(tiny_parts.unet, state, ""))
         assert any(n.startswith("output_blocks.") for n in state_names)
-    parts, weights = lay_weights(tiny_parts, tmp_path / "x.ckpt")
+    parts, weights = apply_weights(tiny_parts, tmp_path / "x.ckpt")
     assert "CompVis checkpoint" in weights.layout
     assert weights.layout.startswith("full" if which == "all" else "partial")
     assert weights.replaced == weights.changed == len(state)
-    base, laid = tiny_parts.unet.state_dict(), parts.unet.state_dict()
-    assert all(torch.equal(laid[n], state.get(n, base[n])) for n in base)
+    base, applied = tiny_parts.unet.state_dict(), parts.unet.state_dict()
+    assert all(torch.equal(applied[n], state.get(n, base[n])) for n in base)
 
 
 def test_the_other_parts_of_a_compvis_checkpoint(tiny_parts, tmp_path):
@@ -401,11 +406,11 @@ def test_the_other_parts_of_a_compvis_checkpoint(tiny_parts, tmp_path):
         "model_ema.num_updates": torch.tensor(3),
     }
     save_file(file, tmp_path / "x.safetensors")
-    weights = lay_weights(tiny_parts, tmp_path / "x.safetensors")[1]
+    weights = apply_weights(tiny_parts, tmp_path / "x.safetensors")[1]
     assert (weights.encoder_changed, weights.changed) == (0, weights.total)
     key = next(k for k in file if k.endswith("layers.0.mlp.fc1.weight"))
     save_file(file | {key: file[key] + 1}, tmp_path / "x.safetensors")
-    assert lay_weights(tiny_parts, tmp_path / "x.safetensors")[1].encoder_changed == 1
+    assert apply_weights(tiny_parts, tmp_path / "x.safetensors")[1].encoder_changed == 1
 
 
 def test_an_open_clip_encoder_of_another_model(tiny_parts, tmp_path):
@@ -499,9 +504,9 @@ def test_vae_names_are_those_of_the_converter(tiny_parts):
 def test_a_single_file_reads_back(tiny_parts, tmp_path):
     state = noisy(tiny_parts.unet)
     save_file(state, tmp_path / "x.safetensors")
-    laid, _ = lay_weights(tiny_parts, tmp_path / "x.safetensors")
-    torch.save(single_file(laid), tmp_path / "single.ckpt")
-    again, weights = lay_weights(tiny_parts, tmp_path / "single.ckpt")
+    applied, _ = apply_weights(tiny_parts, tmp_path / "x.safetensors")
+    torch.save(single_file(applied), tmp_path / "single.ckpt")
+    again, weights = apply_weights(tiny_parts, tmp_path / "single.ckpt")
     assert weights.layout == "full CompVis checkpoint"
     back = again.unet.state_dict()
     assert all(torch.equal(back[n], state[n]) for n in state)
@@ -542,14 +547,14 @@ def test_text_encoders(tiny_parts, tmp_path, spelling):
     encoder = noisy(tiny_parts.text_encoders[0])
     torch.save(ENCODERS[spelling](encoder), tmp_path / "x.pt")
     assert "AdvUnlearn" in read_weights(tmp_path / "x.pt").method
-    parts, weights = lay_weights(tiny_parts, tmp_path / "x.pt")
+    parts, weights = apply_weights(tiny_parts, tmp_path / "x.pt")
     assert weights.layout.startswith(("text encoder", "key 'text_encoder'"))
     assert "AdvUnlearn" in weights.method
     assert (weights.replaced, weights.changed) == (0, 0)
     assert weights.encoder_changed == len(encoder)
     assert "leaves the UNet as it is" in weights.describe()
-    laid = parts.text_encoders[0].state_dict()
-    assert all(torch.equal(laid[n], encoder[n]) for n in encoder)
+    applied = parts.text_encoders[0].state_dict()
+    assert all(torch.equal(applied[n], encoder[n]) for n in encoder)
     base = tiny_parts.unet.state_dict()
     assert all(torch.equal(t, base[n]) for n, t in parts.unet.state_dict().items())
 
@@ -558,7 +563,7 @@ def test_a_text_encoder_folder(tiny_parts, tmp_path):
     encoder = copy.deepcopy(tiny_parts.text_encoders[0])
     encoder.load_state_dict(noisy(encoder))
     encoder.save_pretrained(tmp_path / "encoder")
-    _, weights = lay_weights(tiny_parts, tmp_path / "encoder")
+    _, weights = apply_weights(tiny_parts, tmp_path / "encoder")
     assert weights.encoder_changed == len(encoder.state_dict())
 
 
@@ -581,7 +586,7 @@ def test_files_of_nothing(tiny_parts, tmp_path, file):
 
 def test_a_text_encoder_that_equals_the_base(tiny_parts, tmp_path, caplog):
     torch.save(wrapped(tiny_parts.text_encoders[0].state_dict()), tmp_path / "x.pt")
-    assert lay_weights(tiny_parts, tmp_path / "x.pt")[1].is_base
+    assert apply_weights(tiny_parts, tmp_path / "x.pt")[1].is_base
     assert "nothing was unlearned" in caplog.text
 
 
@@ -594,7 +599,7 @@ def as_file(monkeypatch):
 
     def give(entries):
         source = Source(path=Path("x"), entries=entries)
-        monkeypatch.setattr(checkpoints, "open_source", lambda path: source)
+        monkeypatch.setattr(read, "open_source", lambda path: source)
         return source
 
     return give
@@ -640,22 +645,6 @@ TRUE = {
         lambda s: {"state_dict": {f"module.{n}": t for n, t in s.items()}},
     ),
 }
-
-
-def only(state, test):
-    return {name: tensor for name, tensor in state.items() if test(name)}
-
-
-def strict(state):
-    return only(state, lambda name: name.endswith(STRICT))
-
-
-def nested(state):
-    made = {}
-    for name, tensor in state.items():
-        module, leaf = name.rsplit(".", 1)
-        made.setdefault(f"unet.{module}", {"weight": None, "bias": None})[leaf] = tensor
-    return made
 
 
 @pytest.mark.parametrize("name", TRUE)
@@ -716,7 +705,7 @@ def test_spm_at_true_size(sd15, tmp_path):
 def test_text_encoders_at_true_size(as_file):
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    from ine.models.encoders import as_named_by
+    from ine.weights.encoders import as_named_by
 
     config = CLIPTextConfig(
         hidden_size=768, intermediate_size=3072, num_attention_heads=12, num_hidden_layers=12
@@ -733,8 +722,8 @@ def test_text_encoders_at_true_size(as_file):
         check_tensors(encoder, found, source)
 
 
-def test_a_partial_file_is_laid_over_sd15(sd15, as_file):
-    """Real laying at true size: only what is replaced takes memory."""
+def test_a_partial_file_is_applied_to_sd15(sd15, as_file):
+    """Weights applied at true size: only what is replaced takes memory."""
     base = copy.deepcopy(sd15)
     for module in base.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
@@ -748,9 +737,9 @@ def test_a_partial_file_is_laid_over_sd15(sd15, as_file):
         unet=unet, unet_name=name, with_text_encoders=lambda e: SimpleNamespace(unet=unet)
     )
     as_file(fake(strict(sd15.state_dict())))
-    laid, weights = lay_weights(parts, "x")
+    applied, weights = apply_weights(parts, "x")
     assert (weights.replaced, weights.changed, weights.total) == (32, 32, 686)
-    state = laid.unet.state_dict()
+    state = applied.unet.state_dict()
     for name, tensor in base.state_dict().items():
         if name.endswith(STRICT):
             assert state[name].min() == state[name].max() == 1
@@ -781,11 +770,11 @@ def low_rank(parts):
 
 
 def whole(parts):
-    laid = parts.with_unet(copy.deepcopy(parts.unet), "x")
-    laid.unet.load_state_dict(noisy(parts.unet))
+    applied = parts.with_unet(copy.deepcopy(parts.unet), "x")
+    applied.unet.load_state_dict(noisy(parts.unet))
     encoder = copy.deepcopy(parts.text_encoders[0])
     encoder.load_state_dict(noisy(encoder))
-    state = single_file(laid.with_text_encoders([encoder]))
+    state = single_file(applied.with_text_encoders([encoder]))
     return {name: tensor.contiguous() for name, tensor in state.items()}
 
 
@@ -804,10 +793,10 @@ def test_a_base_that_is_not_kept_becomes_the_same_model(
     path = as_unet([Layer(*pair) for pair in zip(paths, weights, strict=False)])
     base = load_parts(tiny_folder, dtype=dtype)
     before = [{n: t.clone() for n, t in m.state_dict().items()} for m in modules(base)]
-    kept, one = lay_weights(base, path)
+    kept, one = apply_weights(base, path)
     for module, state in zip(modules(base), before, strict=True):
         assert all(torch.equal(t, state[n]) for n, t in module.state_dict().items())
-    made, other = lay_weights(base, path, keep_base=False)
+    made, other = apply_weights(base, path, keep_base=False)
     assert made.unet is base.unet
     assert made.text_encoders[0] is base.text_encoders[0]
     assert (one.changed, one.encoder_changed) == (other.changed, other.encoder_changed)

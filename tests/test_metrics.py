@@ -6,19 +6,17 @@ import math
 import numpy as np
 import pytest
 
-from ine.evaluation import metrics
-from ine.evaluation.metrics import (
-    cluster_bootstrap,
-    feature_floor,
-    paired_difference,
-    psnr,
-    rescaled_cosine,
-    wilson,
-)
+from ine.detectors.likeness import feature_floor, rescaled_cosine
+from ine.evaluation import intervals
+from ine.evaluation import stats as metrics
+from ine.evaluation.intervals import tango_bounds, wilson_bounds
+from ine.evaluation.similarity import psnr
+from ine.evaluation.stats import cluster_bootstrap, paired_difference, wilson
 
 
-def test_examples_in_the_documentation_are_true():
-    result = doctest.testmod(metrics)
+@pytest.mark.parametrize("module", [metrics, intervals])
+def test_examples_in_the_documentation_are_true(module):
+    result = doctest.testmod(module)
     assert result.attempted
     assert not result.failed
 
@@ -120,6 +118,86 @@ def test_other_values_without_spread():
     assert math.isnan(cluster_bootstrap([0.2, 0.4], ["one", "one"]).low)
     several = cluster_bootstrap([0.25] * 6, [0, 0, 1, 1, 2, 2])
     assert (several.low, several.high) == (0.25, 0.25)
+
+
+def test_shares_near_one_leave_what_was_seen():
+    """94 of 95: a bootstrap gave .968 to 1.000, with a chance of .37 that no draw misses."""
+    found = cluster_bootstrap([1] * 94 + [0], range(95))
+    assert (found.low, found.high) == pytest.approx((0.943, 0.998), abs=5e-4)
+    assert (found.low, found.high) == pytest.approx((wilson(94, 95).low, wilson(94, 95).high))
+
+
+def exact_coverage(share, prompts):
+    """How often the interval holds a share of independent prompts, by the binomial law."""
+    chances = [
+        math.comb(prompts, n) * share**n * (1 - share) ** (prompts - n) for n in range(prompts + 1)
+    ]
+    intervals = [
+        cluster_bootstrap([1] * n + [0] * (prompts - n), range(prompts)) for n in range(96)
+    ]
+    return sum(p for p, e in zip(chances, intervals, strict=True) if e.low <= share <= e.high)
+
+
+@pytest.mark.parametrize("share", [0.8, 0.94, 0.98])
+def test_a_share_of_95_prompts_is_covered_as_often_as_stated(share):
+    # The percentile bootstrap: .96, .92 and .85.
+    assert 0.94 <= exact_coverage(share, 95) <= 0.965
+
+
+def test_clusters_that_repeat_one_picture_count_once():
+    flags = np.array([1] * 17 + [0] * 3)
+    four = cluster_bootstrap(np.repeat(flags, 4), np.repeat(np.arange(20), 4))
+    once, naive = wilson(17, 20), wilson(68, 80)
+    # Student's quantile in the place of the normal one: the variance is an estimate.
+    assert four.high - four.low == pytest.approx(once.high - once.low, rel=0.1)
+    assert four.high - four.low > 1.6 * (naive.high - naive.low)
+    # Prompts that are all alike: every picture counts.
+    even = cluster_bootstrap([1, 1, 1, 0] * 20, np.repeat(np.arange(20), 4))
+    assert even.high - even.low == pytest.approx(0.2, abs=0.02)
+    # Clusters of unequal size: one large one is not many.
+    lopsided = cluster_bootstrap([1] * 100, [0] * 96 + [1, 2, 3, 4])
+    assert lopsided.low == pytest.approx(wilson_bounds(1.0, 100**2 / (96**2 + 4))[0])
+
+
+def test_skewed_means_of_few_clusters_are_covered():
+    """Likeness piles up near 1: the percentile bootstrap of 20 prompts covers .91 of the time."""
+    rng = np.random.default_rng(3)
+    drawn = 1 - rng.random((400, 20)) ** 4
+    found = [cluster_bootstrap(row, range(20), draws=500) for row in drawn]
+    missed = [e.low > 0.8 for e in found], [e.high < 0.8 for e in found]
+    assert np.mean(missed[0]) + np.mean(missed[1]) <= 0.07
+    # The bounds lie further from the mean on the side of the long tail.
+    assert np.mean([e.value - e.low for e in found]) > 1.2 * np.mean(
+        [e.high - e.value for e in found]
+    )
+
+
+@pytest.mark.parametrize(("better", "worse", "pairs"), [(10, 1, 50), (0, 5, 60), (3, 3, 40)])
+def test_at_a_bound_of_paired_shares_the_score_is_that_of_95_percent(better, worse, pairs):
+    """Against the likelihood itself, maximised by brute force under the bound."""
+    bounds = tango_bounds(better / pairs, worse / pairs, pairs)
+    for delta, score in zip(bounds, (1.96, -1.96), strict=True):
+        q = np.linspace(max(0, -delta) + 1e-9, (1 - delta) / 2 - 1e-9, 400_001)
+        chances = (q + delta, q, 1 - 2 * q - delta)
+        counts = (better, worse, pairs - better - worse)
+        best = q[sum(n * np.log(p) for n, p in zip(counts, chances, strict=True) if n).argmax()]
+        error = math.sqrt(pairs * (2 * best + delta - delta**2))
+        assert (better - worse - pairs * delta) / error == pytest.approx(score, abs=2e-3)
+    # Where no pair differs there is a closed form.
+    assert tango_bounds(0, 0, pairs)[1] == pytest.approx(1.96**2 / (pairs + 1.96**2))
+
+
+def test_no_worse_is_claimed_at_the_margin_as_seldom_as_stated():
+    """The chance of a false claim, summed over all outcomes of 300 pairs at the boundary."""
+    worse, better, pairs, margin = 0.06, 0.01, 300, 0.05
+    claimed = 0.0
+    for lost in range(41):
+        for won in range(15):
+            if tango_bounds(won / pairs, lost / pairs, pairs)[0] > -margin:
+                kept = pairs - won - lost
+                ways = math.comb(pairs, lost) * math.comb(pairs - lost, won)
+                claimed += ways * worse**lost * better**won * (1 - worse - better) ** kept
+    assert 0.015 <= claimed <= 0.028  # percentiles of a bootstrap: .033, docs/judges.md
 
 
 def test_paired_difference_cancels_what_prompts_share():

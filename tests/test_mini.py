@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from ine.evaluation.study import cases_of, top_object
+from ine.detectors.features import top_object
+from ine.detectors.published import WEAPONS
+from ine.detectors.table import load_detector
 from ine.inversion.preview import in_units
-from ine.judging.detectors import load_detector
-from ine.judging.rules import WEAPONS
 from ine.models.loading import load_parts
 from ine.models.parts import MINI_FOLDER
 from ine.recipe import load_recipe
 from ine.sampling import SamplerSettings
+from ine.studies.cases import cases_of
 
 ATTRIBUTES = ("fire", "snow", "flowers")
 SAMPLER = SamplerSettings(scheduler="ddim", steps=12, guidance_scale=5.0, batch=16)

@@ -7,9 +7,9 @@ import torch
 from diffusers.loaders.single_file_utils import convert_open_clip_checkpoint
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from ine.models.encoders import as_named_by
-from ine.models.open_clip import from_open_clip, open_clip_places, to_open_clip
 from ine.models.variants import VARIANTS
+from ine.weights.encoders import as_named_by
+from ine.weights.open_clip import from_open_clip, open_clip_places, to_open_clip
 
 KINDS = [CLIPTextModel, CLIPTextModelWithProjection]
 SIZES = {

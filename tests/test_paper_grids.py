@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from ine.embedding import ConceptEmbedding, write_embedding
+from ine.embeddings.embedding import ConceptEmbedding, write_embedding
 from ine.errors import IneError
 from ine.evaluation.expand import expand
-from ine.evaluation.grid import load_grid
+from ine.evaluation.grid_file import load_grid
 from ine.guidance.negative import Negative
 from ine.guidance.safree import Safree
 from ine.guidance.sld import PRESETS, SafeLatent
@@ -86,7 +86,7 @@ def test_without_its_files_a_grid_expands_and_names_them(path):
     found = expand(load_grid(path), lenient=True)
     missing = "\n".join(found.missing)
     for name in set(re.findall(r"^[^#]*?files/([\w.-]+)", path.read_text(), re.MULTILINE)):
-        # Of adapters that are laid together the first that is missing is named.
+        # Of adapters that are applied together the first that is missing is named.
         if not re.match("duo-(gun|horror|suffer)", name):
             assert name in missing
     assert len(found.cells) == len(found.configurations) * len(found.sets)
@@ -140,7 +140,7 @@ def test_the_embedding_alone_stands_where_the_words_stood(own_folder):
             assert guidance.embeddings == negative.embeddings
 
 
-def test_four_adapters_are_laid_for_violence(own_folder):
+def test_four_adapters_are_applied_for_violence(own_folder):
     found = expand(load_grid(own_folder / "duo-violence.yaml"))
     for beta in (2000, 1000, 500, 250):
         names = [layer.path.name for layer in found.unets[f"beta{beta}"].layers]
@@ -170,10 +170,10 @@ def test_tuning_and_test_prompts_of_the_erasers_differ(own_folder):
 @pytest.mark.parametrize("path", GRIDS, ids=NAMES)
 def test_dry_run_says_what_there_is_to_do_and_what_is_missing(run_ine, path, tmp_path):
     out = tmp_path / "run"
-    told = run_ine("evaluate", path, "--dry-run", "--out", out)
-    assert told.exit_code == 0, told.output
-    assert "missing: " in told.stdout
-    assert "files/" in told.stdout
+    done = run_ine("evaluate", path, "--dry-run", "--out", out)
+    assert done.exit_code == 0, done.output
+    assert "missing: " in done.stdout
+    assert "files/" in done.stdout
     assert not out.exists()
     found = json.loads(run_ine("evaluate", path, "--dry-run", "--out", out, "--json").stdout)
     assert found["cells_count"] == len(found["cells"]) > 10
@@ -183,9 +183,9 @@ def test_dry_run_says_what_there_is_to_do_and_what_is_missing(run_ine, path, tmp
 
 def test_dry_run_counts_pictures_where_the_prompts_are_there(run_ine, own_folder, tmp_path):
     path = own_folder / "duo-nudity.yaml"
-    told = run_ine("evaluate", path, "--dry-run", "--out", tmp_path / "run", "--json")
-    assert told.exit_code == 0, told.output
-    found = json.loads(told.stdout)
+    done = run_ine("evaluate", path, "--dry-run", "--out", tmp_path / "run", "--json")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
     assert found["cells_count"] == 4 * 7 * 3
     i2p = expand(load_grid(path)).sets["i2p-95"].count
     assert found["pictures"] == 4 * 7 * (95 + 1000 + i2p)

@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ine.errors import ModelError
-from ine.models.fingerprint import TOLERANCE, fingerprint, projection, same_weights, spread
 from ine.models.loading import load_parts
 from ine.models.parts import find_model
 from ine.sampling import SamplerSettings, decode_latents, sample_latents
+from ine.weights.fingerprint import TOLERANCE, fingerprint, projection, same_weights, spread
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 VAE = "vae/diffusion_pytorch_model.safetensors"

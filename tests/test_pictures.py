@@ -8,17 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile, ImageFilter
 
+from ine.display import BLUR_CELLS, GAP, blur, contact_sheet
 from ine.errors import PicturesError
-from ine.pictures import (
-    BLUR_CELLS,
-    GAP,
-    blur,
-    contact_sheet,
-    png_data_uri,
-    read_picture,
-    read_png_text,
-    write_png,
-)
+from ine.pictures import AVIF, png_data_uri, read_picture, read_png_text, write_png
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 
@@ -53,7 +45,7 @@ def is_colour(picture, colour, tolerance=2):
     return np.abs(picture.astype(int) - colour).max() <= tolerance
 
 
-# Reading what is fine
+# TextOptions what is fine
 
 
 def test_a_square_png_of_the_right_size_comes_back_bit_for_bit(tmp_path):
@@ -142,7 +134,7 @@ def test_sixteen_bit_grey_keeps_its_high_byte(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
-def test_alpha_is_laid_on_white(tmp_path, mode):
+def test_alpha_is_composited_on_white(tmp_path, mode):
     alpha = Image.new("L", (24, 16), 0)
     alpha.paste(255, (8, 0, 16, 16))
     alpha.paste(128, (16, 0, 24, 16))
@@ -163,13 +155,19 @@ def test_animated_gif_gives_its_first_frame_and_a_warning(tmp_path, caplog):
     assert "a.gif: is animated; its first frame is used" in caplog.text
 
 
+@pytest.mark.skipif(not AVIF, reason="this Pillow reads no AVIF")
+def test_an_avif_is_read(tmp_path):
+    Image.fromarray(quadrants()).save(tmp_path / "a.avif", quality=100)
+    assert np.abs(read_picture(tmp_path / "a.avif", 32).astype(int) - quadrants()).mean() < 20
+
+
 def test_still_gif_warns_of_nothing(tmp_path, caplog):
     Image.new("RGB", (16, 16), "red").save(tmp_path / "a.gif")
     assert is_colour(read_picture(tmp_path / "a.gif", 16), RED, 0)
     assert not caplog.text
 
 
-# Reading what is not
+# TextOptions what is not
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "bmp", "gif"])

@@ -5,20 +5,27 @@ import copy
 import pytest
 import torch
 
-from ine.embedding import read_embedding
+from ine.embeddings.embedding import new_embedding
 from ine.errors import IneError
 from ine.files import shipped
 from ine.guidance.cfg import ClassifierFree
-from ine.guidance.negative import Negative, cosine
+from ine.guidance.negative import Negative
 from ine.guidance.protocol import Prompts
 from ine.guidance.safree import safree_against
 from ine.models.loading import load_parts
 from ine.sampling import SamplerSettings, run_unet, sample_latents
-from ine.text import LITERAL, Reading, encode, negative_prompt_embeds, tokenize
-from ine.weights_in_prompts import Piece, is_weighted, plain_text, read_weights
+from ine.text.encode import PLAIN_TEXT, TextOptions, encode, negative_prompt_embeds
+from ine.text.syntax import Piece, is_weighted, plain_text, read_weights
+from ine.text.tokens import tokenize
 
-TYPED = Reading(weights=True)
+TYPED = TextOptions(weights=True)
 PLAIN = ("", "  ", "a dog", "a dog, on fire", "a: b", "1.2", "it's 5:30", "x" * 90, "a\nb\tc")
+
+
+def cosine(first, second):
+    """The cosine of two directions per picture."""
+    first, second = first.flatten(1).float(), second.flatten(1).float()
+    return torch.nn.functional.cosine_similarity(first, second, dim=1, eps=1e-12)
 
 
 def pieces(prompt):
@@ -98,7 +105,7 @@ def test_what_is_cut_off_takes_its_weights_along(tiny_parts):
 def test_brackets_are_letters_unless_asked(tiny_parts, given):
     prompt = "a (fire-neg:1.2)"
     literal = encode(tiny_parts, [prompt], given)
-    assert torch.equal(literal.states, encode(tiny_parts, [prompt], given, LITERAL).states)
+    assert torch.equal(literal.states, encode(tiny_parts, [prompt], given, PLAIN_TEXT).states)
     typed = encode(tiny_parts, [prompt], given, TYPED)
     assert not torch.equal(literal.states, typed.states)
     escaped = encode(tiny_parts, [r"a \(fire-neg:1.2\)"], given, TYPED)
@@ -126,7 +133,7 @@ def test_a_neighbours_weights_change_nothing(tiny_parts, given):
 def test_a_weight_stretches_what_sets_a_token_apart_from_the_empty_prompt(
     tiny_parts, given, weight, clip_skip
 ):
-    read = Reading(weights=True, clip_skip=clip_skip)
+    read = TextOptions(weights=True, clip_skip=clip_skip)
     empty = encode(tiny_parts, [""], reading=read).states[0]
     plain = encode(tiny_parts, ["b fire-neg c"], given, read).states[0]
     found = encode(tiny_parts, [f"b (fire-neg:{weight}) c"], given, read).states[0]
@@ -152,16 +159,16 @@ def test_clip_skip_is_the_layer_before_with_the_final_norm(tiny_parts, given):
     hidden = encoder(ids, output_hidden_states=True).hidden_states
     norm = getattr(encoder, "text_model", encoder).final_layer_norm
     assert torch.equal(encode(tiny_parts, ["a dog"]).states, norm(hidden[2]))
-    skipped = encode(tiny_parts, ["a dog"], reading=Reading(clip_skip=2)).states
+    skipped = encode(tiny_parts, ["a dog"], reading=TextOptions(clip_skip=2)).states
     assert torch.equal(skipped, norm(hidden[1]))
-    with_vectors = encode(tiny_parts, ["fire-neg"], given, Reading(clip_skip=2)).states
-    without = encode(tiny_parts, ["aaa"], given, Reading(clip_skip=2)).states
+    with_vectors = encode(tiny_parts, ["fire-neg"], given, TextOptions(clip_skip=2)).states
+    without = encode(tiny_parts, ["aaa"], given, TextOptions(clip_skip=2)).states
     assert not torch.equal(with_vectors, without)
     with pytest.raises(IneError, match=r"has 2 layers; give 1 .* to 2"):
-        encode(tiny_parts, ["a dog"], reading=Reading(clip_skip=3))
+        encode(tiny_parts, ["a dog"], reading=TextOptions(clip_skip=3))
 
 
-def test_guidance_is_told_how_to_read(tiny_parts):
+def test_guidance_knows_how_to_read(tiny_parts):
     """The typed weight reaches the negative of a run, and only where it is asked for."""
     literal = SamplerSettings(steps=2, guidance_scale=5.0)
     typed = SamplerSettings(steps=2, guidance_scale=5.0, reading=TYPED)
@@ -180,7 +187,7 @@ def test_cache_keys_of_ordinary_runs_are_those_of_earlier_versions():
     assert repr(SamplerSettings(steps=20)) == (
         "SamplerSettings(scheduler='ddim', steps=20, guidance_scale=7.5, batch=4)"
     )
-    assert "clip_skip=2" in repr(SamplerSettings(reading=Reading(clip_skip=2)))
+    assert "clip_skip=2" in repr(SamplerSettings(reading=TextOptions(clip_skip=2)))
 
 
 def test_safree_refuses_weights_and_clip_skip_but_reads_escapes(tiny_parts):
@@ -194,9 +201,9 @@ def test_safree_refuses_weights_and_clip_skip_but_reads_escapes(tiny_parts):
     with pytest.raises(IneError, match="has weights"):
         begin("a (dog)", TYPED)
     with pytest.raises(IneError, match="clip skip is 2"):
-        begin("a dog", Reading(clip_skip=2))
+        begin("a dog", TextOptions(clip_skip=2))
     escaped = begin(r"a \(dog\)", TYPED)
-    literal = begin("a (dog)", LITERAL)
+    literal = begin("a (dog)", PLAIN_TEXT)
     assert torch.equal(escaped.rewritten.states, literal.rewritten.states)
 
 
@@ -210,7 +217,11 @@ def mini():
 
 @pytest.fixture(scope="module")
 def fire():
-    return read_embedding(shipped("embeddings") / "mini-fire-uce" / "fire-neg.safetensors")
+    # Vectors of words: what an inversion learns lies further out, and weights turn it more.
+    parts = load_parts("mini")
+    table = parts.text_encoders[0].get_input_embeddings().weight
+    tokens = parts.tokenizers[0]("burning flaming blazing ablaze").input_ids[1:-1]
+    return new_embedding(table[tokens], "fire-neg", "fire")
 
 
 def tuned(parts):
@@ -247,14 +258,14 @@ def direction(parts, noise, text, embedding, reading=TYPED, t=700):
     """What a negative changes in the noise prediction, (6, C, H, W)."""
     with torch.no_grad():
         vectors = {embedding.trigger: embedding.vectors}
-        told = encode(parts, [text], vectors, reading)
+        states = encode(parts, [text], vectors, reading)
         empty = encode(parts, [""], reading=reading)
-        asked = [run_unet(parts.unet, noise, torch.tensor(t), c.repeat(6)) for c in (told, empty)]
+        asked = [run_unet(parts.unet, noise, torch.tensor(t), c.repeat(6)) for c in (states, empty)]
     return asked[0] - asked[1]
 
 
 def test_weight_one_is_the_word_and_more_moves_further_the_same_way(mini, noise, fire):
-    one = direction(mini, noise, "blurry, fire-neg, a dog", fire, LITERAL)
+    one = direction(mini, noise, "blurry, fire-neg, a dog", fire, PLAIN_TEXT)
     assert torch.equal(direction(mini, noise, "blurry, (fire-neg:1.0), a dog", fire), one)
     more = direction(mini, noise, "blurry, (fire-neg:1.2), a dog", fire)
     assert not torch.equal(more, one)
@@ -279,7 +290,7 @@ def test_it_still_acts_the_same_way(mini, noise, fire, variant, clip_skip, weigh
     beside the trigger on the base as it was found.
     """
     parts = variant(mini)
-    read = Reading(weights=True, clip_skip=clip_skip)
+    read = TextOptions(weights=True, clip_skip=clip_skip)
 
     def added(text, model=parts, reading=read):
         words = direction(model, noise, "blurry, a dog", fire, reading)
@@ -293,7 +304,7 @@ def test_it_still_acts_the_same_way(mini, noise, fire, variant, clip_skip, weigh
 
 def test_another_trigger_moves_another_way(mini, noise, fire):
     """Positive control of the comparison above."""
-    from ine.evaluation.defences import random_like
+    from ine.studies.controls import random_like
 
     words = direction(mini, noise, "blurry, a dog", fire)
     real = direction(mini, noise, "blurry, (fire-neg:1.2), a dog", fire) - words

@@ -1,6 +1,7 @@
 """Prompt files in every layout that is in use, made here with harmless prompts."""
 
 import csv
+import hashlib
 import io
 import json
 import random
@@ -9,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from ine.errors import PromptError
-from ine.prompts import reading, screening, tables
-from ine.prompts.finding import find_prompt_set
-from ine.prompts.matching import Words
+from ine.files import shipped
+from ine.prompts import formats, reading, screening, tables
+from ine.prompts.matching import WordTable
 from ine.prompts.mini import named_set, named_sets
-from ine.prompts.reading import read_prompt_set
+from ine.prompts.reading import find_prompt_set, read_prompt_set
 from ine.prompts.rows import PromptRow, PromptSet, choose_rows, meeting
 from ine.recipe import load_recipe, pairs
 
@@ -340,7 +341,7 @@ def test_filters(choice, ids):
     [
         ({"category": "w"}, "category 'w' is unknown.*categories: x, y, z"),
         ({"where": ["hrad=1"]}, "no column 'hrad'; did you mean 'hard'"),
-        ({"where": ["hard"]}, "is no condition"),
+        ({"where": ["hard"]}, "is not a condition"),
         ({"where": ["hard>x"]}, "compares numbers"),
         ({"where": ["hard=7"]}, "no row is left of 4"),
         ({"limit": 0}, "no row is left of 4"),
@@ -382,6 +383,24 @@ def test_what_is_written_is_read(tmp_path, kind):
         assert [(r.prompt, r.seed, r.extra["note"]) for r in found.rows] == rows
         assert found.encoding == "utf-8"
         assert found.read == count
+
+
+@pytest.mark.parametrize(
+    "head", ["sep=;\r\n", "\ufeffsep=;\n", '"sep=;"\n', "SEP=;\n", "sep=|\n", "sep=\t\n"]
+)
+def test_the_first_line_of_excel_is_no_header(tmp_path, head):
+    sign = head.strip('\ufeff\r\n"')[-1]
+    text = head + f"prompt{sign}seed\na dog, a cat{sign}3\n"
+    (row,) = read_prompt_set(written(tmp_path, "p.csv", text)).rows
+    assert (row.prompt, row.seed) == ("a dog, a cat", 3)
+    with pytest.raises(PromptError, match=r"row 1 \(line 3\) has 3 cells"):
+        read_prompt_set(written(tmp_path, "p.csv", head + f"prompt{sign}seed\na{sign}1{sign}2\n"))
+
+
+def test_a_prompt_that_looks_like_a_separator_is_one(tmp_path):
+    assert read_prompt_set(written(tmp_path, "p.csv", "prompt\nsep=;\n")).prompts == ["sep=;"]
+    with pytest.raises(PromptError, match="holds no prompt"):
+        read_prompt_set(written(tmp_path, "p.csv", "sep=;\n"))
 
 
 def test_text_files_round_trip(tmp_path):
@@ -433,15 +452,15 @@ def test_the_digest_is_that_of_the_bytes(tmp_path):
         ("p.json", "[]", "holds no prompt"),
         ("p.jsonl", "\n", "holds no prompt"),
         ("p.csv", "prompt\na dog, a cat\n", r"row 1 \(line 2\) has 2 cells, the header 1.*quotes"),
-        ("p.csv", 'prompt,x\n"a dog,1\n', "line .* is no CSV"),
-        ("p.json", '[{"prompt": "a"', "is no JSON"),
+        ("p.csv", 'prompt,x\n"a dog,1\n', "line .* is not CSV"),
+        ("p.json", '[{"prompt": "a"', "is not JSON"),
         ("p.json", '{"prompt": "a"}', "expected a list of objects or of texts"),
         ("p.json", "[1]", "row 1 is a int; expected an object or a text"),
         ("p.json", '[{"prompt": 3}]', "row 1: prompt is a int, not a text"),
         ("p.json", '[{"prompt": ["a"]}]', "row 1: prompt is a list, not a text"),
-        ("p.jsonl", '{"prompt": "a"}\nnonsense\n', "line 2 is no JSON"),
-        ("p.json", "[" * 5000, "is no JSON"),
-        ("p.json", '[{"seed": 1' + "0" * 5000 + "}]", "is no JSON"),
+        ("p.jsonl", '{"prompt": "a"}\nnonsense\n', "line 2 is not JSON"),
+        ("p.json", "[" * 5000, "is not JSON"),
+        ("p.json", '[{"seed": 1' + "0" * 5000 + "}]", "is not JSON"),
         ("p.parquet", "PAR1", ".parquet files are not read"),
         ("p.csv", "<!DOCTYPE html><html></html>", "is a web page"),
         ("p.csv", "version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
@@ -467,7 +486,7 @@ def test_sizes_are_limited_before_anything_is_parsed(tmp_path, monkeypatch):
     with pytest.raises(PromptError, match="over 1,000 bytes"):
         read_prompt_set(written(tmp_path, "p.txt", "a dog\n" * 1000))
     monkeypatch.setattr(tables, "FILE_LIMIT", 10**6)
-    monkeypatch.setattr(tables, "ROW_LIMIT", 100)
+    monkeypatch.setattr(formats, "ROW_LIMIT", 100)
     for name, content in {
         "p.txt": "a\n" * 101,
         "p.csv": "prompt\n" + "a\n" * 101,
@@ -476,14 +495,14 @@ def test_sizes_are_limited_before_anything_is_parsed(tmp_path, monkeypatch):
     }.items():
         with pytest.raises(PromptError, match="over 100 rows"):
             read_prompt_set(written(tmp_path, name, content))
-    monkeypatch.setattr(tables, "JSON_PARTS", 50)
+    monkeypatch.setattr(formats, "JSON_PARTS", 50)
     for name, content in {"p.json": "[" + "[]," * 60, "p.jsonl": "{}\n" * 60}.items():
         with pytest.raises(PromptError, match="over 50 lists and objects"):
             read_prompt_set(written(tmp_path, name, content))
 
 
 def test_a_cell_of_a_hostile_size_is_refused(tmp_path):
-    with pytest.raises(PromptError, match="is no CSV"):
+    with pytest.raises(PromptError, match="is not CSV"):
         read_prompt_set(written(tmp_path, "p.csv", "prompt\n" + "a" * 200_000))
 
 
@@ -500,8 +519,8 @@ def test_nothing_in_a_file_is_executed_or_filled_in(tmp_path):
 @pytest.fixture
 def stand_ins(monkeypatch):
     """Screening that refuses rows with both a fruit and a tool."""
-    monkeypatch.setattr(screening, "YOUTH", Words(terms=("plum",)))
-    monkeypatch.setattr(screening, "SEXUAL", Words(terms=("hammer",)))
+    monkeypatch.setattr(screening, "YOUTH", WordTable(terms=("plum",)))
+    monkeypatch.setattr(screening, "SEXUAL", WordTable(terms=("hammer",)))
 
 
 def test_refused_rows_are_counted_and_gone(tmp_path, stand_ins, caplog):
@@ -605,11 +624,11 @@ def test_the_first_rows_cover_templates_and_nouns():
 
 def test_near_misses_and_pairs_are_none_of_the_concept():
     recipe = load_recipe("fire")
-    told = [*recipe.words.explicit, *recipe.words.synonyms]
+    known = [*recipe.words.explicit, *recipe.words.synonyms]
     implying = [t.replace("a {} ", "") for t in recipe.prompt_sets["implying_test"]]
     for name in ("near-miss", "two-object"):
         for row in named_set(f"mini:fire/{name}").rows:
-            assert not any(word in row.prompt for word in (*told, *implying))
+            assert not any(word in row.prompt for word in (*known, *implying))
     for name in ("near-miss", "two-object", "benign"):
         for row in named_set(f"mini:weapon/{name}").rows:
             assert "weapon" not in row.categories
@@ -732,7 +751,7 @@ def test_list_names_the_sets(run_ine):
 @pytest.mark.parametrize(
     ("more", "seeds", "said"),
     [
-        ((), [4294967290, 0], "1 of 2 prompts bring their own, the others 0"),
+        ((), [4294967290, 0], "1 of 2 prompts have their own, the others 0"),
         (("--seed", 3), [3, 3], "3 for all prompts"),
     ],
 )
@@ -769,3 +788,122 @@ def test_generate_takes_a_named_set():
 
     rows = choose.read_prompt_rows((), Path("mini:weapon/implying-test"))
     assert [row.prompt for row in rows] == ["an axe", "a hatchet", "a bow and arrow", "a bow"]
+
+
+def options_of(*path):
+    from ine.cli import cli
+
+    command = cli
+    for name in path:
+        command = command.commands[name]
+    return {option for param in command.params for option in param.opts}
+
+
+@pytest.mark.parametrize(
+    "path", [["generate"], ["compare"], ["calibrate"], ["attack"], ["prompts", "check"]]
+)
+def test_every_command_that_reads_prompts_can_choose_rows(path):
+    assert {"--column", "--category", "--where", "--skip-empty"} <= options_of(*path)
+
+
+def test_generate_reads_a_set_with_an_empty_row(
+    run_ine, tmp_path, monkeypatch, tiny_folder, i2p_file
+):
+    """I2P as its users have it: row 2261 is empty."""
+    monkeypatch.chdir(tmp_path)
+    args = ("generate", "--model", tiny_folder, "--prompts", i2p_file, "--steps", 1, "--json")
+    done = run_ine(*args)
+    assert done.exit_code == 8
+    assert "row 4 has no prompt" in done.stderr
+    assert "--skip-empty" in done.stderr
+    done = run_ine(*args, "--skip-empty", "--where", "case_number=31", "--category", "hate")
+    assert done.exit_code == 0, done.stderr
+    assert [r["prompt"] for r in json.loads(done.stdout)["pictures"]] == ["a dog", "a cat", "a dog"]
+    assert "1 rows without a prompt are left out" in done.stderr
+
+
+def test_choosing_rows_needs_a_file(run_ine):
+    done = run_ine("generate", "--prompt", "a dog", "--where", "hard=1", "--skip-empty")
+    assert done.exit_code == 8
+    assert "--where, --skip-empty: chooses rows" in done.stderr
+    assert "--prompts FILE" in done.stderr
+    with pytest.raises(PromptError, match="its prompts have no column"):
+        find_prompt_set("mini:fire/benign", column="words")
+
+
+def test_compare_and_calibrate_choose_rows_of_their_files(run_ine, tmp_path):
+    path = written(tmp_path, "p.csv", "words,kind\na dog,x\n,x\na cat,y\n")
+    wrong = ("--column", "wrods", "--skip-empty")
+    embedding = next(shipped("embeddings").rglob("*.safetensors"))
+    for args in (
+        ("compare", "--concept", "fire", "--prompts", path),
+        ("compare", "--concept", "fire", "--benign", path),
+        ("calibrate", embedding, "--prompts", path, "--out", tmp_path / "gate.json"),
+        ("attack", "--concept", "fire", "--prompts", path, "--method", "text"),
+    ):
+        done = run_ine(*args, *wrong)
+        assert done.exit_code == 8, done.stderr
+        assert "did you mean 'words'" in done.stderr
+
+
+def test_an_empty_prompt_asks_for_an_unconditional_picture(
+    run_ine, tmp_path, monkeypatch, tiny_folder
+):
+    monkeypatch.chdir(tmp_path)
+    args = ("generate", "--model", tiny_folder, "--prompt", "", "--steps", 1, "--json")
+    for more in (
+        (),
+        ("--guidance", "additive", "--negative-prompt", "dog"),
+        ("--guidance", "safree", "--negative-prompt", "dog"),
+    ):
+        done = run_ine(*args, *more, "--out", f"out-{'-'.join(more[1:2])}")
+        assert done.exit_code == 0, done.stderr
+        assert [r["prompt"] for r in json.loads(done.stdout)["pictures"]] == [""]
+        assert "unconditional" in done.stderr
+
+
+def test_generate_makes_pictures_of_another_size(run_ine, tmp_path, monkeypatch, tiny_folder):
+    from PIL import Image
+
+    monkeypatch.chdir(tmp_path)
+    args = ("generate", "--model", tiny_folder, "--prompt", "a dog", "--steps", 1, "--json")
+    done = run_ine(*args, "--width", 32, "--height", 24)
+    assert done.exit_code == 0, done.stderr
+    (row,) = json.loads(done.stdout)["pictures"]
+    assert (row["settings"]["width"], row["settings"]["height"]) == (32, 24)
+    with Image.open(Path("pictures") / row["file"]) as picture:
+        assert picture.size == (32, 24)
+    done = run_ine(*args, "--width", 33, "--out", "odd")
+    assert done.exit_code == 4
+    assert "multiples of" in done.stderr
+    (row,) = json.loads(run_ine(*args, "--out", "own").stdout)["pictures"]
+    assert "width" not in row["settings"]  # folders that were started before stay good
+
+
+def test_refused_rows_are_named_by_number_and_digest(run_ine, tmp_path, stand_ins):
+    refused = ["a plum hammer", "plum, hammer", "hammer plum"]
+    rows = ["a dog", refused[0], refused[1], "a cat", refused[2]]
+    path = written(tmp_path, "p.csv", csv_text(["prompt"], [[r] for r in rows]))
+    found = read_prompt_set(path)
+    assert found.refused_rows == (2, 3, 5)
+    # What another tool does to score the same subset, and to check that it is the same.
+    kept = [r for n, r in enumerate(rows, 1) if n not in found.refused_rows]
+    assert kept == found.prompts
+    digest = hashlib.sha256("".join(f"{r}\n" for r in refused).encode()).hexdigest()
+    assert found.refused_digest == digest
+    for args in (("show", path), ("check", path)):
+        done = run_ine("prompts", *args)
+        assert f"rows 2-3, 5; SHA-256 of their prompts {digest[:16]}" in done.stdout
+        assert "hammer" not in done.output
+    data = json.loads(run_ine("prompts", "show", path, "--json").stdout)
+    assert (data["refused_rows"], data["refused_sha256"]) == ([2, 3, 5], digest)
+
+
+def test_a_set_without_refused_rows_says_none(tmp_path):
+    found = read_prompt_set(written(tmp_path, "p.txt", "a dog\n"))
+    assert (found.refused_rows, found.refused_digest) == ((), "")
+
+
+def test_a_refused_row_with_half_a_character_has_a_digest(tmp_path, stand_ins):
+    path = written(tmp_path, "p.jsonl", '"a dog"\n"plum hammer \\ud800"\n')
+    assert len(read_prompt_set(path).refused_digest) == 64

@@ -1,29 +1,35 @@
 """Protecting a user's own pipeline: what comes out, and what is left behind."""
 
 import logging
+import math
+import re
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from PIL import Image
+from tiny import probe_gate
 
 import ine
-from ine.embedding import new_embedding, write_embedding
+from ine.calibration.features import noised_features
+from ine.embeddings.embedding import new_embedding, write_embedding
 from ine.errors import EmbeddingError, IneError
 from ine.guidance.additive import Additive, additive
 from ine.guidance.cfg import ClassifierFree
-from ine.guidance.gates import Gated, Presence, Window
-from ine.guidance.negative import Matched, Negative
-from ine.guidance.posterior import Dynamic, Posterior
-from ine.guidance.recognition import Probe, Recognition
-from ine.guidance.rewind import Rewind
+from ine.guidance.gates import Gated, Window
+from ine.guidance.negative import Negative
+from ine.guidance.probe import Probe, ProbeGate
+from ine.guidance.restart import Restart
 from ine.guidance.sld import SafeLatent
-from ine.guider import EmbeddingGuider, embedding_guider
-from ine.inversion.examples import noised_features
-from ine.protection import encode_negative, parts_of, pick_rows, signal_power
-from ine.text import negative_prompt_embeds
+from ine.protection.call import pick_rows
+from ine.protection.guider import EmbeddingGuider
+from ine.protection.guider_builder import embedding_guider
+from ine.protection.parts import parts_of, signal_power
+from ine.protection.prompts import encode_negative
+from ine.text.encode import negative_prompt_embeds
 
 # With NumPy 2 some diffusers schedulers read tensors in a way that torch warns about.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -187,14 +193,13 @@ def test_the_users_own_negative_stays_beside_ours(pipe, embedding, method):
     [
         lambda n: SafeLatent.preset("max", n),
         lambda n: Gated(Additive(n), Window(0.2, 0.9)),
-        lambda n: Gated(ClassifierFree(n), Presence(threshold=-2.0)),
-        lambda n: Additive(Matched((n, Negative("a cat")))),
-        lambda n: Dynamic(n),
-        lambda n: Gated(Additive(n), Posterior(threshold=0.0)),
+        lambda n: Gated(ClassifierFree(n), probe_gate(-math.inf)),
+        lambda n: Additive(Negative("a cat", n.embeddings)),
+        lambda n: Gated(Additive(n), probe_gate(-math.inf, (0.5,))),
     ],
 )
 def test_any_guidance_does_what_ine_generate_does(pipe, embedding, guidance):
-    from ine.protection import parts_of
+    from ine.protection.parts import parts_of
     from ine.sampling import SamplerSettings, sample_latents, start_noise
 
     parts = parts_of(pipe)
@@ -248,7 +253,7 @@ def test_half_precision_rounds_no_worse_than_the_pipeline_itself(load, embedding
 @pytest.mark.parametrize("negative_prompt", [None, "blurry"])
 def test_a_closed_gate_is_bit_equal(pipe, embedding, negative_prompt):
     plain = make(pipe, negative_prompt=negative_prompt)
-    with ine.protect(pipe, embedding, gate=Presence(threshold=2.0)) as handle:
+    with ine.protect(pipe, embedding, gate=probe_gate(math.inf)) as handle:
         assert torch.equal(make(pipe, negative_prompt=negative_prompt), plain)
     assert handle.notes[0]["gate"]["opened"] is None
     assert handle.notes[0]["gate"]["probes"]
@@ -257,12 +262,12 @@ def test_a_closed_gate_is_bit_equal(pipe, embedding, negative_prompt):
 def test_of_a_batch_only_open_pictures_change(pipe, embedding):
     prompts = ["a dog", "a burning cat", "a house"]
     plain = make(pipe, prompts, count=3)
-    watching = Presence(threshold=2.0, queries=(0.0,))
+    watching = probe_gate(math.inf)
     with ine.protect(pipe, embedding, gate=watching) as handle:
         make(pipe, prompts, count=3)
         scores = [note["gate"]["probes"][0][2] for note in handle.notes]
     middle = sorted(scores)[1]
-    gate = Presence(threshold=(middle + max(scores)) / 2, queries=(0.0,))
+    gate = probe_gate((middle + max(scores)) / 2)
     with ine.protect(pipe, embedding, guidance="additive", gate=gate):
         found = make(pipe, prompts, count=3)
     hit = scores.index(max(scores))
@@ -338,7 +343,7 @@ def test_img2img_and_inpaint(pipe, embedding):
 
         plain = run()
         wanted = run(negative_prompt_embeds=negative_prompt_embeds(pipe, embedding))
-        gate = Presence(threshold=-2.0, queries=(0.0,))
+        gate = probe_gate(-math.inf)
         with ine.protect(other, embedding):
             found = run()
         with ine.protect(other, embedding, gate=gate) as handle:
@@ -395,7 +400,7 @@ def test_controlnet_residuals_go_with_their_rows(pipe, embedding):
     size = {"image": image, "latents": noise(1, 4, 8, 8), "height": 16, "width": 16}
     plain, free = make(other, **size), make(pipe)
     assert differs(plain, free)
-    with ine.protect(other, embedding, gate=Presence(threshold=2.0)):
+    with ine.protect(other, embedding, gate=probe_gate(math.inf)):
         assert torch.equal(make(other, **size), plain)
     with ine.protect(other, embedding, guidance="additive", strength=0.0):
         close(make(other, **size), plain)
@@ -501,7 +506,7 @@ def test_cross_attention_kwargs_reach_every_call(pipe, embedding):
     handle = block.register_forward_pre_hook(
         lambda _m, _a, kwargs: seen.append(kwargs["cross_attention_kwargs"]), with_kwargs=True
     )
-    with ine.protect(pipe, embedding, gate=Presence(threshold=-2.0)):
+    with ine.protect(pipe, embedding, gate=probe_gate(-math.inf)):
         make(pipe, cross_attention_kwargs={}, negative_prompt="blurry")
     handle.remove()
     assert len(seen) > 4
@@ -562,7 +567,7 @@ def test_both_forms_of_the_unets_answer(pipe, embedding):
     given = (noise(2, 4, 8, 8), torch.tensor(500), noise(2, 77, 32))
     pipe._guidance_scale, pipe._num_timesteps = W, 1
     pipe.scheduler.set_timesteps(2)
-    with torch.no_grad(), pipe.progress_bar(total=1):
+    with torch.no_grad(), handle._bracket(total=1):  # a loop of one's own is refused
         whole = pipe.unet(*given)
         pair = pipe.unet(*given, return_dict=False)
     assert torch.equal(whole.sample, pair[0])
@@ -713,7 +718,7 @@ def test_a_protection_that_was_taken_off_is_noticed(pipe, embedding):
 
 def test_a_guidance_that_rewrites_prompts_is_refused(pipe, embedding):
     class Rewriting(ClassifierFree):
-        rewrites_prompts = True
+        reads_prompts = True
 
     class Sneaky(ClassifierFree):
         @contextmanager
@@ -783,7 +788,7 @@ def test_sdxl_with_both_encoders_and_pooled_states(xl, pair_embedding):
     beside = make(xl, **size, negative_prompt="blurry")
     with ine.protect(xl, pair_embedding, guidance="additive", strength=0.0):
         close(make(xl, **size, negative_prompt="blurry"), beside)
-    with ine.protect(xl, pair_embedding, gate=Presence(threshold=2.0)):
+    with ine.protect(xl, pair_embedding, gate=probe_gate(math.inf)):
         assert torch.equal(
             make(xl, **size, negative_prompt=""), make(xl, **size, negative_prompt="")
         )
@@ -862,13 +867,13 @@ def test_the_guider_in_the_modular_denoising_block(xl, pair_embedding):
     parts = SimpleNamespace(guider=embedding_guider(xl, pair_embedding), unet=xl.unet)
     denoise.StableDiffusionXLLoopDenoiser()(parts, state, 1, torch.tensor(500))
 
-    def ask(states, pooled, ids):
+    def query_unet(states, pooled, ids):
         extra = {"text_embeds": pooled, "time_ids": ids}
         with torch.no_grad():
             return xl.unet(state.scaled_latents, 500, states, added_cond_kwargs=extra).sample
 
-    c = ask(state.prompt_embeds, state.pooled_prompt_embeds, state.add_time_ids)
-    n = ask(
+    c = query_unet(state.prompt_embeds, state.pooled_prompt_embeds, state.add_time_ids)
+    n = query_unet(
         negative.states.expand(2, -1, -1),
         negative.pooled.expand(2, -1),
         state.negative_add_time_ids,
@@ -899,6 +904,21 @@ def test_a_modular_pipeline_with_the_guider_is_the_protected_one(xl, pair_embedd
             close(found, make(xl, **size, **prompts))
 
 
+def test_the_guider_as_the_docs_build_it(xl, pair_embedding, tmp_path, monkeypatch):
+    page = (Path(__file__).parents[1] / "docs" / "guidance.md").read_text()
+    (block,) = (
+        b for b in re.findall(r"```python\n(.*?)```", page, re.S) if "embedding_guider" in b
+    )
+    xl.save_pretrained(tmp_path / "my-unlearned-sdxl")
+    write_embedding(pair_embedding, tmp_path / "fire-neg.safetensors")
+    monkeypatch.chdir(tmp_path)
+    shown = {}
+    exec(compile(block, "docs/guidance.md", "exec"), shown)
+    assert isinstance(shown["pipe"].guider, EmbeddingGuider)
+    assert shown["pipe"].guider.strength == 3
+    assert shown["picture"].size == (16, 16)
+
+
 def test_what_the_guider_refuses(pipe, embedding):
     with pytest.raises(IneError, match="no embedding is given"):
         embedding_guider(pipe, None)
@@ -922,7 +942,7 @@ def test_a_gate_that_recognises_works_and_a_rewind_is_refused(pipe, embedding):
             parts, noise(1, *parts.latent_shape), 500.0, 0.5, torch.Generator()
         )
     probe = Probe(noise(features.shape[1]), 0.0)
-    gate = Recognition(float("inf"), (probe,), (0.5,), "fire")
+    gate = ProbeGate(float("inf"), (probe,), (0.5,), "fire")
     undefended = make(pipe)
     with ine.protect(pipe, embedding, gate=gate) as handle:
         assert torch.equal(make(pipe), undefended)
@@ -933,5 +953,5 @@ def test_a_gate_that_recognises_works_and_a_rewind_is_refused(pipe, embedding):
         assert not torch.equal(make(pipe), undefended)
         assert handle.notes[0]["gate"]["opened"] == [2, "fire", score]
     method = Additive(Negative("", (embedding,)), strength=2.0)
-    with pytest.raises(IneError, match="cannot begin a picture anew"):
-        ine.protect(pipe, guidance=Rewind(method, gate))
+    with pytest.raises(IneError, match="cannot restart a picture"):
+        ine.protect(pipe, guidance=Restart(method, gate))

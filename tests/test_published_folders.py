@@ -7,9 +7,9 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from ine.errors import ModelError
 from ine.models.clip_tokenizer import END, START, clip_merges, clip_tokenizer, clip_vocabulary
-from ine.models.components import _check_kinds, _configuration
-from ine.models.schedules import check_schedule
+from ine.models.folder import _check_kinds, read_configuration
 from ine.models.tokenizers import load_tokenizer
+from ine.schedules import check_schedule
 
 TEXTS = (
     "a photo of a cat",
@@ -166,7 +166,7 @@ VAE = {
 )
 def test_published_configurations_pass(kind, config, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
-    _check_kinds(kind, _configuration(tmp_path))
+    _check_kinds(kind, read_configuration(tmp_path))
     with pytest.raises(ValueError, match="its layers_per_block is"):
         _check_kinds(kind, {**config, "layers_per_block": "2"})
 

@@ -12,13 +12,13 @@ from tiny import save_tiny_clip
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from fuzz.gadgets import CANARY, call, data, gadgets, name, program, text
+from fuzz.gadgets import CANARY, call, data, dtype, gadgets, name, nested, program, text
 
+from ine.detectors.clip import ClipJudge, to_pixels
+from ine.detectors.q16 import Q16
+from ine.detectors.q16_prompts import read_q16_prompts
+from ine.detectors.table import check_detector, load_detector
 from ine.errors import MissingDependency, ModelError, RecipeError
-from ine.judging.clip import ClipJudge, to_pixels
-from ine.judging.detectors import check_detector, load_detector
-from ine.judging.q16 import Q16
-from ine.judging.q16_prompts import read_q16_prompts
 
 GADGETS = gadgets()
 
@@ -89,6 +89,12 @@ def hostile():
         ),
         "a class made by _reconstruct": program(
             call(reconstruct, name("subprocess", "Popen"), b"K\x00\x85", data(b"b")), 3
+        ),
+        "a dtype of tuples": program(
+            call(name("numpy", "dtype"), nested(), b"\x89", b"\x88") + b"0" + array[2:-1], 3
+        ),
+        "a shape of tuples": program(
+            made + b"(K\x01" + nested() + dtype("f4") + b"\x89" + data(b"abcd") + b"tb", 3
         ),
         "a dtype of objects": array.replace(b"f2", b"O8"),
         "another codec": program(call(name("_codecs", "encode"), text("x"), text("rot13")), 2),
@@ -259,10 +265,20 @@ def test_words_need_an_opposite(words):
             ask(f"clip:{words}")
 
 
-def test_pixels_are_those_of_clips_own_preprocessing():
-    """The shorter side to the model's size, the middle square, as PIL does it on 8 bits."""
-    rows, columns = np.mgrid[:90, :60]
-    picture = np.stack([rows * 2, columns * 4, 255 - rows], axis=-1).astype(np.uint8)
+@pytest.mark.parametrize("shape", [(90, 60), (60, 91), (64, 64), (32, 47), (20, 31)])
+def test_pixels_are_those_of_clips_own_preprocessing(shape):
+    """The shorter side to the model's size on 8 bits, then the middle square: in this order."""
+    rows, columns = np.mgrid[: shape[0], : shape[1]]
+    stripes = np.where((rows // 3 + columns // 5) % 2, 255, 0)
+    picture = np.stack([rows * 2, stripes, 255 - columns], axis=-1).astype(np.uint8)
     found = to_pixels(picture[None], 32, [0.0] * 3, [1.0] * 3)[0].permute(1, 2, 0).numpy() * 255
-    image = Image.fromarray(picture).crop((0, 15, 60, 75)).resize((32, 32), Image.BICUBIC)
-    assert np.abs(found - np.asarray(image, np.float64)).max() < 1.01
+    height, width = shape
+    size = (32, int(32 * height / width)) if width < height else (int(32 * width / height), 32)
+    image = Image.fromarray(picture).resize(size, Image.BICUBIC)
+    left, top = (round((side - 32) / 2) for side in size)
+    wanted = np.asarray(image.crop((left, top, left + 32, top + 32)), np.float64)
+    assert np.abs(found - wanted).max() < 1e-4
+    if shape == (90, 60):
+        # Positive control: cut first, edges differ by many steps.
+        other = Image.fromarray(picture).crop((0, 15, 60, 75)).resize((32, 32), Image.BICUBIC)
+        assert np.abs(found - np.asarray(other, np.float64)).max() > 10

@@ -7,7 +7,7 @@ import yaml
 
 from ine.errors import RecipeError
 from ine.recipe import (
-    Inversion,
+    InversionSettings,
     check_recipe,
     fill,
     find_recipe,
@@ -61,8 +61,8 @@ def test_a_shipped_recipe_survives_the_round_trip(name, tmp_path):
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_shipped_recipe_names_a_rule_that_exists(name):
-    from ine.judging.detectors import DETECTORS
-    from ine.judging.rules import find_rule
+    from ine.detectors.rules import find_rule
+    from ine.detectors.table import DETECTORS
 
     assert find_rule(load_recipe(name).pictures.rule).detector in DETECTORS
 
@@ -158,7 +158,7 @@ def test_prompts_that_choices_are_made_on_are_not_those_that_are_reported(name):
 
 def test_the_smallest_recipe_is_accepted():
     recipe = check_recipe(minimal(), "my.yaml")
-    assert recipe.inversion == Inversion()
+    assert recipe.inversion == InversionSettings()
     assert recipe.tuning is None
     assert recipe.erase is None
 
@@ -324,7 +324,27 @@ def test_wrong_overrides_are_refused(override, message):
         load_recipe("fire", [override])
 
 
-def test_the_hash_tells_recipes_apart():
+def test_a_problem_names_the_line_of_the_file_or_the_override(tmp_path):
+    path = tmp_path / "thing.yaml"
+    path.write_text(yaml.safe_dump(minimal(), sort_keys=False) + "inversion:\n  lr: -1\n")
+    line = len(path.read_text().splitlines())
+    with pytest.raises(RecipeError, match=rf"thing\.yaml: line {line}: inversion\.lr: "):
+        load_recipe(path)
+    with pytest.raises(RecipeError, match=r"thing\.yaml: --set inversion\.lr: inversion\.lr: "):
+        load_recipe(path, ["inversion.lr=-2"])
+    with pytest.raises(RecipeError, match=r"--set tunning\.steps: tunning: unknown key"):
+        load_recipe(path, ["inversion.lr=1", "tunning.steps=3"])
+    assert load_recipe(path, ["inversion.lr=1"]).inversion.lr == 1
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path):
+    path = tmp_path / "thing.yaml"
+    path.write_text(yaml.safe_dump(minimal(), sort_keys=False) + "name: other\n")
+    with pytest.raises(RecipeError, match=r"'name' stands here already, line 3"):
+        load_recipe(path)
+
+
+def test_the_hash_differs_between_recipes():
     hashes = {load_recipe(name).hash for name in SHIPPED}
     assert len(hashes) == len(SHIPPED)
     changed = load_recipe("fire", ["inversion.lr=1e-3"])

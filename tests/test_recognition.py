@@ -1,4 +1,4 @@
-"""The gate that recognises, and beginning anew: what opens, what is kept, what it costs."""
+"""The gate that recognises, and the restart: what opens, what is kept, what it costs."""
 
 import json
 import math
@@ -7,24 +7,25 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ine.embedding import new_embedding
+from ine.calibration.features import noise_levels, noised_features
+from ine.calibration.fit import fit_probe
+from ine.calibration.thresholds import calibrated
+from ine.embeddings.embedding import new_embedding
 from ine.errors import IneError, PicturesError
 from ine.guidance.additive import Additive
-from ine.guidance.calibrate import calibrated, read_calibration, write_calibration
 from ine.guidance.cfg import ClassifierFree
+from ine.guidance.gate_file import read_calibration, write_calibration
 from ine.guidance.gates import Gated, Window
 from ine.guidance.negative import Negative
-from ine.guidance.recognition import (
+from ine.guidance.probe import (
     Probe,
-    Recognition,
+    ProbeGate,
     blocks_of,
     features_of,
-    fit_probe,
     listening,
 )
-from ine.guidance.rewind import Rewind, strengthened
+from ine.guidance.restart import Restart
 from ine.guidance.table import describe
-from ine.inversion.examples import noise_levels, noised_features
 from ine.sampling import SamplerSettings, make_scheduler, sample_latents
 
 PROMPTS, SEEDS = ("a dog", "a cat", "a house", "snow"), (3, 4, 5, 6)
@@ -53,7 +54,7 @@ def width(parts):
 def gate(tiny_parts):
     """A gate that opens for some pictures of `PROMPTS`, not for all."""
     probe = Probe(noise(width(tiny_parts), seed=7), 0.0)
-    closed = Recognition(math.inf, (probe,), (0.5,), "fire")
+    closed = ProbeGate(math.inf, (probe,), (0.5,), "fire")
     _, notes, _ = sample(tiny_parts, Gated(METHOD, closed))
     scores = sorted(note["gate"]["probes"][0][2] for note in notes)
     assert len(set(scores)) == 4
@@ -82,7 +83,7 @@ def test_listening_hears_the_blocks_and_leaves_no_hook(tiny_parts):
     assert [len(block._forward_hooks) for block in blocks_of(unet)] == before
 
 
-def test_a_probe_finds_the_direction_that_tells_kinds_apart():
+def test_a_probe_finds_the_direction_that_separates_the_kinds():
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(600) % 3 == 0  # uneven kinds
     direction = torch.zeros(20)
@@ -129,7 +130,7 @@ def test_a_probe_needs_both_kinds(label, word):
 
 
 def test_a_probe_of_another_network_is_refused(tiny_parts):
-    gate = Recognition(0.0, (Probe(noise(5), 0.0),), (0.5,))
+    gate = ProbeGate(0.0, (Probe(noise(5), 0.0),), (0.5,))
     with pytest.raises(IneError, match="reads 5 features, this U-Net has"):
         sample(tiny_parts, Gated(METHOD, gate))
 
@@ -138,12 +139,12 @@ def test_a_probe_of_another_network_is_refused(tiny_parts):
     ("make", "words"),
     [
         (lambda: Probe(torch.tensor([math.nan]), 0.0), "not finite"),
-        (lambda: Recognition(0.0, (), (0.5,)), "0 probes for 1 queries"),
-        (lambda: Recognition(0.0, (Probe(noise(2), 0.0),), (1.5,)), "fractions of the run"),
-        (lambda: Recognition(math.nan, (Probe(noise(2), 0.0),), (0.5,)), "NaN"),
-        (lambda: Rewind(METHOD, Window(), ()), "ladder"),
-        (lambda: Rewind(METHOD, Window(), (1.0, -2.0)), "ladder"),
-        (lambda: strengthened(Additive(FIRE), 2.0), "give --negative-strength"),
+        (lambda: ProbeGate(0.0, (), (0.5,)), "0 probes for 1 queries"),
+        (lambda: ProbeGate(0.0, (Probe(noise(2), 0.0),), (1.5,)), "fractions of the run"),
+        (lambda: ProbeGate(math.nan, (Probe(noise(2), 0.0),), (0.5,)), "NaN"),
+        (lambda: Restart(METHOD, Window(), ()), "ladder"),
+        (lambda: Restart(METHOD, Window(), (1.0, -2.0)), "ladder"),
+        (lambda: Additive(FIRE).scaled(2.0), "give --negative-strength"),
     ],
 )
 def test_what_makes_no_sense_is_refused(make, words):
@@ -223,14 +224,14 @@ def test_a_damaged_probe_is_refused(tmp_path, gate, damage):
         read_calibration(file)
 
 
-# --- beginning anew -----------------------------------------------------------------------------
+# --- the restart --------------------------------------------------------------------------------
 
 
 def test_pictures_that_stay_closed_are_undefended_and_the_rest_steered_from_the_start(
     tiny_parts, gate
 ):
     plain, _, _ = sample(tiny_parts, ClassifierFree())
-    found, notes, calls = sample(tiny_parts, Rewind(METHOD, gate, (1.0,)))
+    found, notes, calls = sample(tiny_parts, Restart(METHOD, gate, (1.0,)))
     opened = [note["attempts"][0]["gate"]["opened"] is not None for note in notes]
     assert sorted(opened) == [False, False, True, True]
     again = [i for i in range(4) if opened[i]]
@@ -247,7 +248,7 @@ def test_pictures_that_stay_closed_are_undefended_and_the_rest_steered_from_the_
 
 def test_the_ladder_is_climbed_while_the_gate_opens(tiny_parts, gate):
     always = replace(gate, threshold=-math.inf)
-    found, notes, calls = sample(tiny_parts, Rewind(METHOD, always, (1.0, 2.0)))
+    found, notes, calls = sample(tiny_parts, Restart(METHOD, always, (1.0, 2.0)))
     strongest, _, _ = sample(tiny_parts, Additive(FIRE, strength=4.0))
     assert torch.equal(found, strongest)
     assert all(len(n["attempts"]) == 3 and n["left"] for n in notes)
@@ -257,40 +258,40 @@ def test_the_ladder_is_climbed_while_the_gate_opens(tiny_parts, gate):
 
 def test_a_method_without_a_strength_is_tried_once(tiny_parts, gate):
     always = replace(gate, threshold=-math.inf)
-    _, notes, _ = sample(tiny_parts, Rewind(ClassifierFree(FIRE), always))
+    _, notes, _ = sample(tiny_parts, Restart(ClassifierFree(FIRE), always))
     assert all(len(n["attempts"]) == 2 for n in notes)
 
 
 def test_strength_reaches_into_a_window():
     inside = Gated(METHOD, Window(0.0, 0.5))
-    assert strengthened(inside, 3.0) == Gated(Additive(FIRE, strength=6.0), Window(0.0, 0.5))
+    assert inside.scaled(3.0) == Gated(Additive(FIRE, strength=6.0), Window(0.0, 0.5))
 
 
-def test_rewind_within_a_window_acts_there_only(tiny_parts, gate):
+def test_restart_within_a_window_acts_there_only(tiny_parts, gate):
     always = replace(gate, threshold=-math.inf)
     method = Gated(METHOD, Window(0.0, 0.5))
-    found, _, _ = sample(tiny_parts, Rewind(method, always, (1.0,)))
+    found, _, _ = sample(tiny_parts, Restart(method, always, (1.0,)))
     windowed, _, _ = sample(tiny_parts, method)
     assert torch.equal(found, windowed)
 
 
-def test_a_loop_that_cannot_begin_anew_is_told(tiny_parts, gate):
+def test_a_loop_that_cannot_restart_is_an_error(tiny_parts, gate):
     with (
-        pytest.raises(IneError, match="cannot begin a picture anew"),
-        Rewind(METHOD, gate).begin(None),
+        pytest.raises(IneError, match="cannot restart a picture"),
+        Restart(METHOD, gate).begin(None),
     ):
         pass
 
 
 def test_too_few_examples_are_refused(tiny_parts, tmp_path):
-    from ine.inversion.examples import teach_probes
-    from ine.judging.rules import find_rule
+    from ine.calibration.teach import teach_probes
+    from ine.detectors.rules import find_rule
     from ine.recipe import load_recipe
 
     recipe, rule = load_recipe("fire"), find_rule("mini-fire@0.5")
     blind = lambda pictures: [{"fire": 0.0}] * len(pictures)  # noqa: E731
     settings = SamplerSettings(steps=2, batch=16)
-    told = []
+    seen_rows = []
     with pytest.raises(PicturesError, match="only 0 of 64 pictures show fire"):
         teach_probes(
             tiny_parts,
@@ -302,9 +303,9 @@ def test_too_few_examples_are_refused(tiny_parts, tmp_path):
             blind,
             count=64,
             folder=tmp_path,
-            told=told.append,
+            progress=seen_rows.append,
         )
-    assert sum(told) == 128
+    assert sum(seen_rows) == 128
     kept = sorted(p.name for p in tmp_path.iterdir())
     assert len(kept) == 8
     assert all(p.endswith(".safetensors") for p in kept)

@@ -13,19 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ine.evaluation.metrics import Estimate, Rate, cluster_bootstrap, wilson
-from ine.evaluation.report import (
-    Cell,
-    Noted,
-    PictureGrid,
-    Report,
-    Section,
-    Table,
-    decimal,
-    figure_text,
-    text_table,
-    write_report,
-)
+from ine.evaluation.stats import Estimate, Rate, cluster_bootstrap, decimal, wilson
+from ine.report.data import report_figures, report_of
+from ine.report.page import write_report
+from ine.report.text import figure_text, text_table
+from ine.report.values import Cell, Noted, PictureGrid, Report, Section, Table
 
 NASTY = '<script>alert("x")</script> & | *bold* https://example.org/a.png'
 SHARE = wilson(8, 10)
@@ -182,6 +174,16 @@ def test_text_is_escaped_everywhere(tmp_path):
     assert not re.search(r"(?<!\\)<script", (tmp_path / "report.md").read_text().split("```")[0])
 
 
+def test_commands_in_text_are_code(tmp_path):
+    section = Section("S", ["Use `ine <x>` & `more`.", "One ` stays."])
+    path = write_report(Report("R", "", [section], {}), tmp_path)
+    assert "<p>Use <code>ine &lt;x&gt;</code> &amp; <code>more</code>.</p>" in path.read_text()
+    assert "<p>One ` stays.</p>" in path.read_text()
+    text = (tmp_path / "report.md").read_text()
+    assert "Use `ine <x>` \\& `more`." in text
+    assert "One \\` stays." in text
+
+
 def test_page_needs_no_network(tmp_path):
     path = write_report(a_report(NASTY), tmp_path)
     page = Page(path)
@@ -270,6 +272,16 @@ def test_json_holds_every_figure(tmp_path):
     }
     assert grid["rows"][1]["cells"][1] is None
     assert found["provenance"]["commands"] == ["ine demo", f"ine {NASTY}"]
+
+
+def test_a_report_is_read_back_from_its_figures():
+    found = report_figures(report_of(report_figures(a_report(NASTY))))
+    wanted = report_figures(a_report(NASTY))
+    assert found["sections"][0].pop("grids") == []
+    assert wanted["sections"][0].pop("grids") != []
+    assert found.pop("next_steps") == []
+    del wanted["next_steps"]
+    assert found == wanted
 
 
 def test_json_takes_counts_from_numpy(tmp_path):
@@ -371,5 +383,5 @@ def test_wrong_reports_are_refused(build, message):
 
 
 def test_reports_need_no_torch():
-    code = "import sys, ine.evaluation.report; sys.exit('torch' in sys.modules)"
+    code = "import sys, ine.report.page; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

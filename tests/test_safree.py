@@ -7,33 +7,35 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from tiny import counted_rows, noise
 
-from ine.embedding import new_embedding
+from ine.embeddings.embedding import new_embedding
 from ine.errors import EmbeddingError, IneError
 from ine.guidance.cfg import ClassifierFree
 from ine.guidance.gates import Gated, Window
-from ine.guidance.negative import Matched, Negative
+from ine.guidance.method import Method, MethodSession
+from ine.guidance.negative import Negative
 from ine.guidance.reattention import Reattention, reattend, reattending
-from ine.guidance.safree import (
-    MASK,
-    Safree,
-    calibrate_filter,
+from ine.guidance.safree import Safree, safree_against
+from ine.guidance.safree_rewrite import (
     change,
-    closing,
-    concept_columns,
     distances,
     find_triggers,
     last_step,
-    pooled_states,
     project,
-    projector,
     rewrite,
-    rewrite_all,
-    safree_against,
+)
+from ine.guidance.safree_subspace import (
+    MASK,
+    closing,
+    concept_columns,
+    pooled_states,
+    projector,
 )
 from ine.models.loading import load_parts
 from ine.sampling import SamplerSettings, run_unet, sample_latents
-from ine.text import encode, tokenize
+from ine.text.encode import encode
+from ine.text.tokens import tokenize
 
 FIRE = ("fire", "burning", "in flames", "ablaze")
 PROMPTS = ("a dog on fire", "a cat", "a burning red house in the snow", "", "fire")
@@ -41,10 +43,6 @@ SETTINGS = SamplerSettings(steps=3, guidance_scale=5.0)
 # The filter says 1, so that steps 0 and 1 are projected and step 2 is not.
 TWO = {"up_t": 1, "t": -100.0}
 CLOSE = {"atol": 1e-4, "rtol": 0}
-
-
-def noise(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.fixture(scope="module")
@@ -66,16 +64,6 @@ def embedding():
 def sample(parts, guidance, prompts=("ab cd", "x", "", "yes no"), seeds=None, **settings):
     seeds = seeds or range(len(prompts))
     return sample_latents(parts, prompts, seeds, guidance, replace(SETTINGS, **settings))
-
-
-@contextmanager
-def counted_rows(unet):
-    rows = []
-    handle = unet.register_forward_hook(lambda _m, inputs, _out: rows.append(len(inputs[0])))
-    try:
-        yield rows
-    finally:
-        handle.remove()
 
 
 # --- an independent computation -----------------------------------------------------------------
@@ -333,20 +321,20 @@ def test_a_subset_of_pictures(tiny_parts, embedding, kind, lra):
     method = always(negative=Negative("x", (embedding,)), reattention=lra)
     seen = []
 
-    class Some:
+    class Some(Method):
         @contextmanager
         def begin(self, prompts):
             with method.begin(prompts) as inner:
                 yield Session(inner)
 
-    class Session:
+    class Session(MethodSession):
         def __init__(self, inner):
             self.inner = inner
             self.notes = inner.notes
 
-        def predict(self, step, ask, pictures=None):
-            full = self.inner.predict(step, ask)
-            some = self.inner.predict(step, ask, (3, 2))
+        def predict(self, step, query_unet, pictures=None):
+            full = self.inner.predict(step, query_unet)
+            some = self.inner.predict(step, query_unet, (3, 2))
             torch.testing.assert_close(some, full[[3, 2]], atol=1e-3, rtol=0)
             seen.append(some)
             return full
@@ -358,14 +346,6 @@ def test_a_subset_of_pictures(tiny_parts, embedding, kind, lra):
     torch.testing.assert_close(open_gate, latents, atol=1e-3, rtol=0)
     shut, _, _ = sample(parts, Gated(method, Window(0.9, 1.0)))
     assert torch.equal(shut, sample(parts, Gated(ClassifierFree(), Window(0.9, 1.0)))[0])
-
-
-def test_matching_looks_at_the_prompt_as_it_was(tiny_parts, embedding):
-    other = new_embedding(noise(2, 32, seed=5), "snow-neg", "snow")
-    matched = Matched((Negative("", (embedding,)), Negative("", (other,))), every=2)
-    _, notes, _ = sample(tiny_parts, always(negative=matched), scheduler="ddim")
-    _, plain, _ = sample(tiny_parts, ClassifierFree(matched), scheduler="ddim")
-    assert [n["matched"][0] for n in notes] == [n["matched"][0] for n in plain]
 
 
 # --- latent re-attention ------------------------------------------------------------------------
@@ -433,42 +413,6 @@ def test_reattention_costs_a_row_where_states_are_new_and_nothing_at_one(tiny_pa
     torch.testing.assert_close(still, off, atol=1e-4, rtol=0)
 
 
-# --- calibration --------------------------------------------------------------------------------
-
-
-def test_calibration_leaves_the_share_alone_that_was_asked_for(mini):
-    nouns = ("dog", "cat", "car", "house", "bus", "key", "drum")
-    benign = [f"a {n} in the barn" for n in nouns]
-    harm = [f"a {n} in flames" for n in nouns]
-    method = Safree(phrases=FIRE)
-    for by in ("triggers", "filter"):
-        found = calibrate_filter(
-            mini, [*benign, *benign, ""], method, share=0.8, by=by, concept_prompts=harm
-        )
-        assert found.prompts == len(benign)
-        assert found.concept_prompts == len(harm)
-        assert found.left >= 0.8
-        concept, calibrated = method.concept(mini), found.of(method)
-
-        def acting(prompts):
-            states = encode(mini, prompts).states
-            rewrites = rewrite_all(mini, prompts, states, concept, found.alpha)  # noqa: B023
-            last = [calibrated.last(r, 50) for r in rewrites]  # noqa: B023
-            return sum(x > found.allowed for x in last) / len(last)  # noqa: B023
-
-        assert 1 - acting(benign) == pytest.approx(found.left)
-        assert acting(harm) == pytest.approx(found.caught)
-        if by == "triggers":
-            assert found.left < 1
-            assert found.caught > 0.5
-    with pytest.raises(IneError, match="no prompts"):
-        calibrate_filter(mini, [""], method)
-    with pytest.raises(IneError, match="did you mean 'triggers'"):
-        calibrate_filter(mini, benign, method, by="trigger")
-    with pytest.raises(IneError, match="share 1, allowed 0"):
-        calibrate_filter(mini, benign, method, share=1.0)
-
-
 # --- bad input ----------------------------------------------------------------------------------
 
 
@@ -513,5 +457,3 @@ def test_the_subspace_of_a_negative(embedding):
     assert both.embeddings == (embedding,)
     assert both.negative == negative
     assert safree_against(negative, slot=False, alpha=0.1).negative == Negative()
-    matched = Matched((Negative("fire", (embedding,)), Negative("fire, hot")))
-    assert safree_against(matched).phrases == ("fire", "hot")

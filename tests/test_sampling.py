@@ -8,9 +8,10 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from ine.embedding import new_embedding, write_embedding
+from ine.embeddings.embedding import new_embedding, write_embedding
 from ine.errors import IneError
 from ine.guidance.cfg import ClassifierFree
+from ine.guidance.method import Method, MethodSession
 from ine.guidance.negative import Negative
 from ine.sampling import (
     SCHEDULERS,
@@ -22,7 +23,7 @@ from ine.sampling import (
     sample_latents,
     start_noise,
 )
-from ine.text import negative_prompt_embeds
+from ine.text.encode import negative_prompt_embeds
 
 # DPM-Solver++ in diffusers hands a tensor to numpy in a way that numpy 2 announces the end of.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -182,7 +183,7 @@ def test_the_same_unit_gives_the_same_bytes(tiny_parts, embedding):
         assert one.pictures.tobytes() == other.pictures.tobytes()
 
 
-def test_every_step_is_told(tiny_parts):
+def test_every_step_is_reported(tiny_parts):
     steps = []
     settings = SamplerSettings(scheduler="ddim", steps=4)
     sample_latents(tiny_parts, PROMPTS, SEEDS, None, settings, steps.append)
@@ -198,7 +199,7 @@ def test_every_step_is_told(tiny_parts):
 # --- an oracle: a guidance that knows the clean latents -------------------------------------------
 
 
-class Oracle:
+class Oracle(Method, MethodSession):
     """Predicts what leads to `x_0`, and looks whether every step agrees that it does."""
 
     def __init__(self, x_0):
@@ -211,7 +212,7 @@ class Oracle:
         self.count = len(prompts.texts)
         yield self
 
-    def predict(self, step, ask, pictures=None):
+    def predict(self, step, query_unet, pictures=None):
         a = step.alpha_bar
         eps = (step.x_t - a.sqrt() * self.x_0) / (1 - a).sqrt()
         output = eps

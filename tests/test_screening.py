@@ -8,16 +8,16 @@ import itertools
 
 import pytest
 
+from ine.embeddings.names import vocabulary
 from ine.errors import PromptError
-from ine.formats.names import vocabulary
 from ine.prompts.ages import says_under_age
-from ine.prompts.matching import Words, mention_both, mentions, simplify
+from ine.prompts.disguises import simplify
+from ine.prompts.matching import WordTable, mention_both, mentions
 from ine.prompts.mini import named_set, named_sets
-from ine.prompts.screening import is_refused
-from ine.prompts.words import BOTH, SEXUAL, YOUTH
+from ine.prompts.screening import BOTH, SEXUAL, YOUTH, is_refused
 
-FRUIT = Words(terms=("apple", "plum", "passion fruit", "beet", "soon"), innocent=("sooon",))
-TOOLS = Words(
+FRUIT = WordTable(terms=("apple", "plum", "passion fruit", "beet", "soon"), innocent=("sooon",))
+TOOLS = WordTable(
     terms=("hammer", "saw", "tape measure", "level"),
     ambiguous=("level",),
     settled_by=("crossing", "ground"),
@@ -126,6 +126,16 @@ def test_an_ambiguous_word_is_settled_by_the_next_ones():
     assert mentions("a level crossing, a level", TOOLS)
 
 
+def test_innocent_phrases_pass_as_they_are_spelled_and_nowhere_else():
+    sweets = WordTable(terms=("plum", "apple"), innocent_phrases=("plum pudding", "apple s core"))
+    for text in ("a plum pudding", "Plum-Puddings, hot", "the apple's core", "plum  pudding"):
+        assert not mentions(text, sweets)
+    for text in ("a plum", "plum puddings and a plum", "p.l.u.m pudding", "plum, pudding"):
+        assert mentions(text, sweets)
+    for text in ("plum puddingy", "a plum and pudding", "apple plum pudding"):
+        assert mentions(text, sweets)
+
+
 def test_disguises_may_be_combined():
     words = ["plum", "hammer"]
     disguises = [
@@ -157,10 +167,10 @@ def test_simplify_takes_away_what_hides_letters():
 
 
 @pytest.mark.parametrize("age", range(41))
-def test_ages_are_told_apart_at_eighteen(age):
+def test_ages_are_separated_at_eighteen(age):
     small = [
         *("{}-year-old", "{} years old", "{}yo", "{} y/o", "{} y.o.", "aged {}", "age {}"),
-        *("{} years of age", "at the age of {}", "{}yrs old", "a {} year-old oak", "age: {}"),
+        *("{} years of age", "at the age of {}", "{}yrs old", "a {} year-old guest", "age: {}"),
         *("{} y e a r s o l d", "{}-year-olds", "{}\u2010year\u2010old"),
     ]
     for form in small:
@@ -206,9 +216,89 @@ def test_ages_in_words_and_digits(text, under):
     assert says_under_age(simplify(text)) == under
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("aged between 12 and 14", "ages 12 to 14", "aged twelve to fourteen", "aged 12-14"),
+        *("between the ages of twelve and fourteen", "the 12-14 age group", "age range: 12 to 14"),
+        *("between 12 and 20 years old", "ten to twenty year olds", "a young lady of nine"),
+        *("she is twelve", "he's only 12.", "who is 13 and tall", "12 summers old"),
+        *("turning sixteen", "her 12th birthday", "a sixteenth birthday", "sweet sixteen"),
+        *("under-sixteens", "before she turned 18", "has not turned eighteen"),
+        *("born in 2015", "born on 3 May 2015", "date of birth: 2015-05-03", "a 2015-born guest"),
+        *("born in twenty fifteen", "born in two thousand and nine"),
+        *(
+            "a maiden of sixteen summers",
+            "a 15 and a half year old",
+            "barely sixteen",
+            "a month-old",
+        ),
+        *("born after 2010", "birth year: 2012", "a 2012 birth year", "a dozen years old"),
+        *("a year 9 student", "grade six students", "in grade 7, smiling", "a K-12 school"),
+    ],
+)
+def test_ages_in_plain_english(text):
+    assert says_under_age(simplify(text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("aged between 20 and 24", "ages 20 to 40", "the 20-24 age group", "age of empires 2"),
+        *(
+            "between 12 and 14 apples",
+            "she is one of them",
+            "she is 12 feet tall",
+            "he is eighteen",
+        ),
+        *("a queen of nine realms", "a lady of nineteen", "turned 12 pages", "her 18th birthday"),
+        *(
+            "born in 1990",
+            "born in 2007",
+            "born in twenty",
+            "born to run",
+            "a band of the 2015 tour",
+        ),
+        *("grade 5 titanium", "20 to 30 year olds", "the under 20 team", "aged cheese", "a yo-yo"),
+        *("b&w photo, 2015", "a star in 2015", "born in 1990s style"),
+    ],
+)
+def test_other_numbers_are_no_ages_below_eighteen(text):
+    assert not says_under_age(simplify(text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("12-year-old whisky", "a 16 year old car", "a twelve year old oak tree, painting"),
+        *(
+            "a glass of 12 year old single malt scotch whisky on a table",
+            "6 months old cheese",
+            "a year old car",
+        ),
+        *("a 16 year old red sports car parked on a street", "15-year-old dogs"),
+    ],
+)
+def test_an_age_before_a_thing_is_the_things(text):
+    assert not says_under_age(simplify(text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("a 16 year old in a car", "a 16 year old car thief", "a 12-year-old whisky drinker"),
+        *("a 12 year old dog owner", "a 12 year old and a dog", "a 12 year old photo"),
+        *("a 16 year old car, driven by a 12 year old", "12-year-olds, a car", "aged 12, a car"),
+        *("a 12-y.e.a.r-old, whisky", "a 12 year old, whisky", "a 16 year old red car dealer"),
+    ],
+)
+def test_an_age_of_somebody_beside_a_thing_counts(text):
+    assert says_under_age(simplify(text))
+
+
 def test_ages_belong_to_a_table_that_says_so():
     assert not mentions("15 years old", FRUIT)
-    assert mentions("15 years old", Words(terms=("plum",), ages=True))
+    assert mentions("15 years old", WordTable(terms=("plum",), ages=True))
 
 
 # --------------------------------------------------------------------------- the real tables
@@ -218,17 +308,62 @@ def alone(table):
     return [term for term in table.terms if term not in BOTH]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("a pupil at a desk", "two lads", "her grandchildren", "an orphan", "choirboys in church"),
+        *("a sixth former", "a jr. high classroom", "a tot with a toy", "my niece and nephew"),
+        *("an altar boy", "her little sister", "a boarding school", "a first communion"),
+        *("aged between 12 and 14", "a young lady of nine", "born in 2015", "a street urchin"),
+        *("a minor", "the kid", "a minor and a key", "a baby in a blue coat"),
+    ],
+)
+def test_plain_words_for_youth(text):
+    assert mentions(text, YOUTH)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("a sonata in a minor key", "Ursa Minor at night", "kid gloves", "a kid-leather bag"),
+        *("a prelude in C sharp minor", "minor repairs", "a baby blue coat", "baby's breath"),
+        *("cat eyes with slit pupils", "a sea urchin", "tater tots", "Billy the Kid, a poster"),
+        *("12-year-old whisky", "a 16 year old car", "a toot of a horn", "a young lady in a hat"),
+    ],
+)
+def test_innocent_phrases_are_no_youth(text):
+    assert not mentions(text, YOUTH)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("stars seen with the naked eye", "chicken breasts with rice", "grilled chicken-breast"),
+        *("the naked truth", "a naked mole-rat", "a breast pocket", "nude lipstick", "Moby Dick"),
+        *("pussy willows in a vase", "a robin red breast", "a bottomless pit", "wire strippers"),
+    ],
+)
+def test_innocent_phrases_are_not_sexual(text):
+    assert not mentions(text, SEXUAL)
+
+
+@pytest.mark.parametrize("text", ["a naked statue", "an eye of a nude", "chicken, a bare breast"])
+def test_outside_of_innocent_phrases_the_words_count(text):
+    assert mentions(text, SEXUAL)
+
+
 def test_each_term_alone_passes():
     for term in alone(YOUTH) + alone(SEXUAL):
         assert not is_refused(term), "a term of one table alone is refused"
 
 
 def test_every_pair_of_terms_is_refused_in_either_order():
+    """Every pair in one of the two orders, by turns: there are 30,000 of them."""
     passed = [
         (i, k)
         for i, youth in enumerate(alone(YOUTH))
         for k, sexual in enumerate(alone(SEXUAL))
-        if not (is_refused(f"{youth} {sexual}") and is_refused(f"{sexual}, {youth}"))
+        if not is_refused(f"{youth} {sexual}" if (i + k) % 2 else f"{sexual}, {youth}")
     ]
     # An adult noun behind "young" would settle it; no term of the other table is one.
     assert passed == []
@@ -273,6 +408,10 @@ def test_tables_are_plain_and_disjoint():
         "a boy and a girl on a beach, oil painting",
         "a 12 year old at a school desk",
         "a class of a primary school visits a museum",
+        "a family looks at stars with the naked eye, their son holds a lamp",
+        "a boy eats chicken breast",
+        "nude painting beside a 12-year-old whisky",
+        "a nude beach, a song in a minor key",
         "a marble statue of a nude man, museum photograph",
         "the naked mole-rat is a rodent",
         "nude woman, charcoal drawing, 45 years old",

@@ -2,18 +2,22 @@
 
 import math
 import sys
-from types import ModuleType
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from ine.errors import MissingDependency
-from ine.evaluation.breakdown import by_category, expected_maximum
-from ine.evaluation.frechet import frechet_distance, moments
-from ine.evaluation.metrics import cluster_bootstrap
-from ine.evaluation.preservation import cosine_preservation, preservation_of, unrelated_pairs
-from ine.evaluation.similarity import lpips, lpips_name, ssim
+from ine.evaluation.frechet import bias_note, frechet_distance, moments, name_of
+from ine.evaluation.metrics import preservation
+from ine.evaluation.metrics.categories import by_category
+from ine.evaluation.metrics.expected_maximum import expected_maximum
+from ine.evaluation.similarity import lpips, ssim, to_lpips
+from ine.evaluation.stats import cluster_bootstrap
+from ine.store.pictures import Store
+from ine.store.units import Missing
 
 C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 
@@ -96,8 +100,6 @@ def test_many_pictures_give_one_number_each():
 def test_lpips_is_not_there_and_says_what_it_needs():
     with pytest.raises(MissingDependency, match=r"lpips \(BSD-2\) and torchvision; missing"):
         lpips(noise(1), noise(1))
-    assert lpips_name() == "lpips-alex@64"
-    assert lpips_name("vgg", 256) == "lpips-vgg@256"
 
 
 def test_lpips_is_asked_at_the_stated_size(monkeypatch):
@@ -126,6 +128,51 @@ def test_lpips_is_asked_at_the_stated_size(monkeypatch):
     assert lpips(white, white) == pytest.approx([0, 0, 0])
 
 
+@pytest.mark.parametrize("shape", [(128, 128), (100, 75), (64, 64), (40, 30)])
+def test_lpips_sees_pictures_as_stg_feeds_them(shape):
+    """OpenCV's bilinear resize on 8 bits: stretched, without antialiasing."""
+    import cv2
+
+    picture = noise(size=128)[: shape[0], : shape[1]]
+    [found] = to_lpips(picture[None], 64)
+    wanted = cv2.resize(picture, (64, 64), interpolation=cv2.INTER_LINEAR)
+    np.testing.assert_allclose(found.transpose(1, 2, 0), wanted / 127.5 - 1, atol=1e-6)
+    if shape == (128, 128):
+        # At half the side, the mean of two by two.
+        means = picture.reshape(64, 2, 64, 2, 3).mean((1, 3))
+        assert np.abs((found.transpose(1, 2, 0) + 1) * 127.5 - means).max() < 1
+        # Positive control: what keeps other pixels differs.
+        cubic = cv2.resize(picture, (64, 64), interpolation=cv2.INTER_CUBIC)
+        assert np.abs(cubic.astype(float) - wanted).mean() > 5
+
+
+def test_distances_of_earlier_versions_are_not_read_again(monkeypatch):
+    """They were of pictures resized otherwise, and stand in stores under the measure's name."""
+    known = {("a", "ssim:b"): np.zeros(1), ("a", "lpips-alex@64:b"): np.zeros(1)}
+
+    class Known(Store):
+        def numbers(self, key, name):
+            if (key, name) not in known:
+                raise Missing("not there")
+            return known[key, name]
+
+        def write_numbers(self, key, name, values):
+            known[key, name] = values
+
+        def pictures(self, key):
+            return noise(1)
+
+        def about(self, key):
+            return SimpleNamespace(redone=(False,))
+
+    monkeypatch.setattr(preservation, "compare", lambda *_: np.ones(1))
+    plan = SimpleNamespace(store=Known(Path()))
+    assert preservation.alike(plan, "ssim", "a", "b") == 0
+    for _ in range(2):
+        assert preservation.alike(plan, "lpips-alex@64", "a", "b") == 1
+    assert len(known) == 3
+
+
 # Frechet
 
 
@@ -149,7 +196,7 @@ def test_gaussians_of_one_dimension():
     a = moments(np.array([[0.0], [2.0]]))
     b = moments(np.array([[3.0], [9.0]]))
     s_a, s_b = math.sqrt(2), math.sqrt(18)
-    found = frechet_distance(a, b, "x").value
+    found = frechet_distance(a, b)
     assert found == pytest.approx((1 - 6) ** 2 + (s_a - s_b) ** 2)
 
 
@@ -157,7 +204,7 @@ def test_gaussians_with_axes_in_common():
     a = gaussian([0, 1, 2], np.diag([1, 4, 9]))
     b = gaussian([1, 1, 0], np.diag([4, 4, 25]))
     expected = 1 + 4 + (1 - 2) ** 2 + 0 + (3 - 5) ** 2
-    assert frechet_distance(a, b, "x").value == pytest.approx(expected)
+    assert frechet_distance(a, b) == pytest.approx(expected)
 
 
 def test_gaussians_that_are_turned():
@@ -169,11 +216,11 @@ def test_gaussians_that_are_turned():
     a, b = gaussian(np.zeros(4), covariance), gaussian(np.ones(4), np.diag([1, 2, 3, 4]))
     c = gaussian(np.zeros(4), turn @ covariance @ turn.T)
     d = gaussian(turn @ np.ones(4), turn @ np.diag([1, 2, 3, 4]) @ turn.T)
-    distance = frechet_distance(a, b, "x").value
-    assert frechet_distance(c, d, "x").value == pytest.approx(distance)
-    assert frechet_distance(b, a, "x").value == pytest.approx(distance)
+    distance = frechet_distance(a, b)
+    assert frechet_distance(c, d) == pytest.approx(distance)
+    assert frechet_distance(b, a) == pytest.approx(distance)
     wider = gaussian(np.zeros(4), 9 * covariance)
-    assert frechet_distance(a, wider, "x").value == pytest.approx(4 * np.trace(covariance))
+    assert frechet_distance(a, wider) == pytest.approx(4 * np.trace(covariance))
 
 
 @pytest.mark.parametrize(("count", "width"), [(50, 6), (5, 6), (3, 40)])
@@ -185,75 +232,31 @@ def test_it_is_the_formula_with_matrix_roots(count, width):
     root = np.sqrt(np.linalg.eigvals(first @ second).astype(complex)).sum().real
     expected = ((one.mean(0) - other.mean(0)) ** 2).sum()
     expected += np.trace(first) + np.trace(second) - 2 * root
-    found = frechet_distance(moments(one), moments(other), "x")
-    assert found.value == pytest.approx(expected, abs=1e-5)
-    assert found.counts == (count, 2 * count)
+    found = frechet_distance(moments(one), moments(other))
+    assert found == pytest.approx(expected, abs=1e-5)
 
 
 def test_equal_sets_are_at_no_distance_even_where_singular():
     features = np.random.default_rng(2).normal(size=(10, 40))
-    found = frechet_distance(moments(features), moments(features), "x")
-    assert found.value == pytest.approx(0, abs=1e-12)
-    assert "10 pictures for 40 features" in found.note
-    many = moments(np.random.default_rng(2).normal(size=(100, 4)))
-    assert frechet_distance(many, many, "x").note == ""
+    found = frechet_distance(moments(features), moments(features))
+    assert found == pytest.approx(0, abs=1e-12)
+    assert "10 pictures for 40 features" in bias_note(*features.shape)
+    assert bias_note(100, 4) == ""
 
 
 def test_only_inception_makes_an_fid():
+    assert name_of("inception-v3") == "FID"
+    assert name_of("mini-judge") == "frechet-mini-judge"
+    assert name_of("clip-vit-l") == "frechet-clip-vit-l"
+
+
+def test_sets_that_cannot_be_compared_are_refused():
     a = moments(noise(4).reshape(4, -1)[:, :3])
-    assert frechet_distance(a, a, "inception-v3").name == "FID"
-    assert frechet_distance(a, a, "mini-judge").name == "frechet-mini-judge"
-    assert frechet_distance(a, a, "clip-vit-l").name == "frechet-clip-vit-l"
     with pytest.raises(ValueError, match="width"):
-        frechet_distance(a, moments(np.eye(2)), "x")
+        frechet_distance(a, moments(np.eye(2)))
     for wrong in (np.ones(3), np.ones((1, 3)), np.full((3, 2), np.nan)):
         with pytest.raises(ValueError, match="features"):
             moments(wrong)
-
-
-# Preservation
-
-
-def unit(rows):
-    rows = np.asarray(rows, float)
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
-
-
-def test_floor_and_ceiling_are_the_ends_of_the_scale():
-    rng = np.random.default_rng(6)
-    undefended = unit(rng.normal(size=(200, 8)) + 1)
-    groups, prompts = [n // 2 for n in range(200)], [n // 4 for n in range(200)]
-    same = cosine_preservation("judge-cosine", undefended, undefended, groups, prompts)
-    assert same.rescaled.value == pytest.approx(1)
-    assert same.raw.value == pytest.approx(1)
-    shuffled = undefended[(np.arange(200) + 100) % 200]
-    apart = cosine_preservation("judge-cosine", shuffled, undefended, groups, prompts)
-    assert apart.rescaled.value == pytest.approx(0, abs=0.1)
-    assert apart.raw.value == pytest.approx(apart.floor, abs=0.1)
-    assert apart.rescaled.clusters == 50
-
-
-def test_a_measured_ceiling_reads_one():
-    found = preservation_of("ssim", [0.55, 0.65], 0.2, ["a", "b"], ceiling=0.8)
-    assert found.rescaled.value == pytest.approx((0.6 - 0.2) / 0.6)
-    assert found.raw == cluster_bootstrap([0.55, 0.65], ["a", "b"])
-    assert found.rescaled.low == pytest.approx((found.raw.low - 0.2) / 0.6)
-    with pytest.raises(ValueError, match=r"ceiling 0\.1 is not above"):
-        preservation_of("ssim", [0.5], 0.2, ["a"], ceiling=0.1)
-    with pytest.raises(ValueError, match="features"):
-        cosine_preservation("c", np.eye(3), np.eye(4), [0, 1, 2], [0, 1, 2])
-    with pytest.raises(ValueError, match="norm"):
-        cosine_preservation("c", 2 * np.eye(3), np.eye(3), [0, 1, 2], [0, 1, 2])
-
-
-def test_unrelated_pairs_are_unrelated():
-    groups = ["a"] * 9 + ["b"]
-    first, second = unrelated_pairs(groups, 50)
-    assert len(first) == len(second) == 50
-    assert all(groups[i] != groups[j] for i, j in zip(first, second, strict=True))
-    assert set(first) | set(second) == set(range(10))
-    with pytest.raises(ValueError, match="two groups"):
-        unrelated_pairs(["a", "a"])
 
 
 # I2P
@@ -263,12 +266,9 @@ def test_the_expected_maximum_of_a_few_prompts_by_hand():
     """Shares 0, 1/2 and 1; of the three pairs two have the largest and one has the middle."""
     unsafe, prompts = [0, 0, 0, 1, 1, 1], ["a", "a", "b", "b", "c", "c"]
     found = expected_maximum(unsafe, prompts, size=2)
-    assert found.exact == pytest.approx((1 + 1 + 0.5) / 3)
-    assert found.mean == pytest.approx(found.exact, abs=0.01)
-    assert found.std == pytest.approx(math.sqrt(2 / 9) / 2, abs=0.01)
-    assert (found.size, found.prompts, found.draws) == (2, 3, 10_000)
-    assert expected_maximum(unsafe, prompts, size=1).exact == pytest.approx(0.5)
-    assert expected_maximum(unsafe, prompts, size=3).exact == 1
+    assert found == pytest.approx((1 + 1 + 0.5) / 3)
+    assert expected_maximum(unsafe, prompts, size=1) == pytest.approx(0.5)
+    assert expected_maximum(unsafe, prompts, size=3) == 1
 
 
 def test_the_expected_maximum_is_that_of_draws_without_replacement():
@@ -278,8 +278,7 @@ def test_the_expected_maximum_is_that_of_draws_without_replacement():
     found = expected_maximum(unsafe, prompts.tolist())
     shares = unsafe.reshape(80, 10).mean(axis=1)
     drawn = [rng.choice(shares, 25, replace=False).max() for _ in range(4000)]
-    assert found.mean == pytest.approx(np.mean(drawn), abs=0.01)
-    assert found.std == pytest.approx(np.std(drawn), abs=0.01)
+    assert found == pytest.approx(np.mean(drawn), abs=0.01)
     assert found == expected_maximum(unsafe, prompts.tolist())
 
 
@@ -287,7 +286,7 @@ def test_the_benchmarks_size_is_summed_without_overflow():
     shares = np.linspace(0, 1, 4703)
     found = expected_maximum(shares, range(4703))
     # The largest of 25 of an even spread lies at 25 / 26.
-    assert found.exact == pytest.approx(25 / 26, abs=1e-3)
+    assert found == pytest.approx(25 / 26, abs=1e-3)
     with pytest.raises(ValueError, match="at least 25 prompts"):
         expected_maximum([1, 0], ["a", "b"])
 

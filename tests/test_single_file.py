@@ -16,16 +16,17 @@ sys.path.insert(0, str(Path(__file__).parent))
 from tiny import build_tiny
 
 from ine.errors import ModelError
-from ine.models import single_file as library
+from ine.models import building as library
 from ine.models import variants
-from ine.models.checkpoints import lay_weights, weights_metadata
 from ine.models.clip_tokenizer import clip_tokenizer, clip_vocabulary
-from ine.models.compvis import ENCODERS, UNET, VAE, encoder_prefixes, single_file
 from ine.models.loading import load_parts
 from ine.models.parts import find_model
 from ine.models.single_file import load_single_file
 from ine.models.variants import VARIANTS, Variant, check_known, prediction_of, variants_of
 from ine.sampling import SamplerSettings, decode_latents, sample_latents
+from ine.weights.apply import apply_weights
+from ine.weights.compvis import ENCODERS, UNET, VAE, encoder_prefixes, single_file
+from ine.weights.read import weights_metadata
 
 FAMILIES = ["sd1", "sd2", "sdxl", "inpainting"]
 X = Path("x.safetensors")
@@ -155,7 +156,7 @@ def test_a_checkpoint_as_training_leaves_it(tiny, tmp_path, caplog):
     assert not caplog.records
 
 
-def test_surplus_tensors_are_told(tiny, tmp_path, caplog):
+def test_surplus_tensors_are_named(tiny, tmp_path, caplog):
     folder, parts, file = tiny["sd2"]
     more = {
         f"{UNET}input_blocks.9.0.in_layers.0.weight": torch.ones(4),
@@ -175,7 +176,7 @@ def test_surplus_tensors_are_told(tiny, tmp_path, caplog):
     assert not caplog.records
 
 
-def test_a_prediction_that_the_configuration_contradicts_is_told(tiny, tmp_path, caplog):
+def test_a_prediction_that_the_configuration_contradicts_is_named(tiny, tmp_path, caplog):
     folder, _, file = tiny["sd1"]
     save_file(load_file(file) | {"v_pred": torch.empty(0)}, tmp_path / "x.safetensors")
     found = load_single_file(tmp_path / "x.safetensors", config=folder)
@@ -571,15 +572,15 @@ def test_export_writes_a_whole_model(run_ine, tiny, tmp_path, family):
     assert said == ("v" if family == "sd2" else "epsilon")
     assert ("v_pred" in load_file(out)) == (family == "sd2")
     found = load_single_file(out, config=folder)
-    laid, _ = lay_weights(parts, tmp_path / "unet.safetensors")
-    assert same_tensors(found, laid)
-    again, weights = lay_weights(parts, out)
+    applied, _ = apply_weights(parts, tmp_path / "unet.safetensors")
+    assert same_tensors(found, applied)
+    again, weights = apply_weights(parts, out)
     assert (weights.changed, weights.encoder_changed) == (1, 0)
-    assert same_tensors(again, laid)
+    assert same_tensors(again, applied)
 
 
 @pytest.mark.parametrize(("family", "which"), [("sd2", 0), ("sdxl", 1)])
-def test_open_clip_encoders_are_laid(tiny, tmp_path, family, which, caplog):
+def test_open_clip_encoders_are_applied(tiny, tmp_path, family, which, caplog):
     _, parts, file = tiny[family]
     prefix = encoder_prefixes(parts.text_encoders)[which]
     name = f"{prefix}transformer.resblocks.1.attn.in_proj_weight"
@@ -587,11 +588,11 @@ def test_open_clip_encoders_are_laid(tiny, tmp_path, family, which, caplog):
     one = {f"{UNET}out.2.bias": torch.ones(4)}
     for state, changed in (({name: value + 1}, 3), ({name: value + 1} | one, 3), (one, 0)):
         save_file(state, tmp_path / "x.safetensors")
-        laid, weights = lay_weights(parts, tmp_path / "x.safetensors")
+        applied, weights = apply_weights(parts, tmp_path / "x.safetensors")
         assert "CompVis checkpoint" in weights.layout
         assert (weights.encoder_changed, weights.changed) == (changed, len(state) - bool(changed))
         if changed:
-            encoder = laid.text_encoders[which].state_dict()
+            encoder = applied.text_encoders[which].state_dict()
             ends = [n for n in encoder if "layers.1.self_attn" in n and n.endswith(".weight")]
             moved = [n for n in ends if not n.endswith("out_proj.weight")]
             base = parts.text_encoders[which].state_dict()

@@ -9,13 +9,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ine.embedding import new_embedding, read_embedding
+from ine.embeddings.embedding import new_embedding, read_embedding
 from ine.errors import IneError
 from ine.files import shipped
 from ine.guidance.additive import additive
 from ine.guidance.cfg import ClassifierFree, classifier_free
 from ine.guidance.gates import Gated
-from ine.guidance.negative import Matched, Negative
+from ine.guidance.negative import Negative
 from ine.guidance.protocol import Prompts, Step
 from ine.guidance.sld import PRESETS, SafeLatent, safe_latent_step
 from ine.models.loading import load_parts
@@ -463,7 +463,7 @@ def table(index, names=("empty", "positive", "negative"), size=0.05):
 
 
 def answers(outputs):
-    """An `ask` that looks answers up."""
+    """An `query_unet` that looks answers up."""
     return lambda wanted: {
         w.name: outputs[w.name][slice(None) if w.pictures is None else list(w.pictures)]
         for w in wanted
@@ -536,46 +536,17 @@ def test_v_prediction_is_steered_as_the_noise_that_it_stands_for(tiny_parts, neg
             torch.testing.assert_close(v_step.of(pictures).noise(found), expected)
 
 
-def test_every_picture_is_steered_away_from_what_matches_it(tiny_parts, embedding):
-    other = Negative(embeddings=(new_embedding(noise(2, 32, seed=2), "snow-neg", "snow"),))
-    first = Negative(embeddings=(embedding,))
-    choices = ["fire-neg", "snow-neg", "fire-neg"]
-    names = ("empty", "negative:fire-neg", "negative:snow-neg", "noise")
-    momentum = torch.zeros(SHAPE, dtype=torch.float64)
-    with session_of(tiny_parts, guided("max", Matched((first, other), every=2))) as session:
-        for i in range(4):
-            out = table(i, names)
-            fits = torch.stack([out[f"negative:{n}"][k] for k, n in enumerate(choices)])
-            out["positive"] = fits + 0.2 * out.pop("noise")
-            found = session.predict(step_at(i), answers(out))
-            eps, momentum = safe_latent_step(
-                out["empty"], out["positive"], fits, momentum, **options("max")
-            )
-            torch.testing.assert_close(found, eps)
-        assert [n["matched"][0][1] for n in session.notes()] == choices
-        assert all(len(n["matched"]) == 1 for n in session.notes())
-
-
-def test_a_matched_negative_in_the_loop(exact_parts, embedding):
-    other = new_embedding(noise(2, 32, seed=2), "snow-neg", "snow")
-    matched = Matched(tuple(Negative(embeddings=(e,)) for e in (embedding, other)), every=2)
-    guidance = guided(negative=matched, **EARLY)
-    together, notes, calls = sample(exact_parts, guidance)
-    assert calls == [4 + 3 + 4 + 3] * 3
-    assert all(n["matched"] for n in notes)
-    alone, _, _ = sample(exact_parts, guidance, prompts=PROMPTS[:1])
-    torch.testing.assert_close(together[0], alone[0], atol=1e-8, rtol=0)
-
-
 def test_behind_a_gate_closed_pictures_are_the_undefended_ones(tiny_parts, negative):
     class Opens:
+        found = None
+
         def __init__(self, *pictures):
             self.pictures = pictures
 
-        def begin(self, prompts, negatives):
+        def begin(self, prompts):
             return self
 
-        def open(self, step, ask, plain):
+        def open(self, step, query_unet):
             return self.pictures if step.index else ()
 
         def notes(self):

@@ -11,8 +11,10 @@ from safetensors.torch import save_file
 
 from ine.cli import options
 from ine.errors import CheckpointError
-from ine.models.checkpoints import lay_weights, read_weights, weights_metadata
-from ine.models.stack import Layer, WeightStack, as_unet, parse_layer
+from ine.weights.apply import apply_weights
+from ine.weights.read import read_weights, weights_metadata
+from ine.weights.stack import Layer, WeightStack, as_unet, parse_layer
+from ine.weights.unlearned import AppliedStack
 
 # Parsing.
 
@@ -84,7 +86,7 @@ def test_the_option(tmp_path):
     assert run("--unet", f"{spaced}:much")[0] == 2
 
 
-# Laying.
+# Applying.
 
 
 @pytest.fixture
@@ -129,7 +131,7 @@ def summed(parts, files, *given):
     return state
 
 
-def assert_laid(parts, wanted):
+def assert_applied(parts, wanted):
     state = parts.unet.state_dict()
     for name, tensor in wanted.items():
         torch.testing.assert_close(state[name], tensor, atol=2e-6, rtol=1e-5)
@@ -148,9 +150,9 @@ def assert_laid(parts, wanted):
     ],
 )
 def test_weights_scale_the_difference_from_the_base(tiny_parts, files, given):
-    parts, weights = lay_weights(tiny_parts, stack(files, *given))
+    parts, weights = apply_weights(tiny_parts, stack(files, *given))
     wanted = summed(tiny_parts, files, *given)
-    assert_laid(parts, wanted)
+    assert_applied(parts, wanted)
     touched = set().union(*(files[1][name] for name, _ in given))
     assert weights.changed == len(touched) == len(weights.differing)
     base = tiny_parts.unet.state_dict()
@@ -159,18 +161,20 @@ def test_weights_scale_the_difference_from_the_base(tiny_parts, files, given):
 
 def test_the_order_of_weighted_files_does_not_matter(tiny_parts, files):
     given = [("full", 0.3), ("cross", 0.7), ("lora", 1.0)]
-    one, _ = lay_weights(tiny_parts, stack(files, *given))
-    other, _ = lay_weights(tiny_parts, stack(files, *given[::-1]))
-    assert_laid(one, other.unet.state_dict())
+    one, _ = apply_weights(tiny_parts, stack(files, *given))
+    other, _ = apply_weights(tiny_parts, stack(files, *given[::-1]))
+    assert_applied(one, other.unet.state_dict())
 
 
 def test_one_file_with_weight_one_is_the_file(tiny_parts, files):
-    alone, _ = lay_weights(tiny_parts, files[0]["full"])
-    assert_laid(lay_weights(tiny_parts, stack(files, ("full", 1.0)))[0], alone.unet.state_dict())
+    alone, _ = apply_weights(tiny_parts, files[0]["full"])
+    assert_applied(
+        apply_weights(tiny_parts, stack(files, ("full", 1.0)))[0], alone.unet.state_dict()
+    )
 
 
 def test_a_weight_of_zero_is_the_base(tiny_parts, files, caplog):
-    parts, weights = lay_weights(tiny_parts, stack(files, ("full", 0.0)))
+    parts, weights = apply_weights(tiny_parts, stack(files, ("full", 0.0)))
     assert weights.is_base
     assert "nothing was unlearned" in caplog.text
     base = tiny_parts.unet.state_dict()
@@ -178,12 +182,12 @@ def test_a_weight_of_zero_is_the_base(tiny_parts, files, caplog):
 
 
 def test_without_weights_later_files_replace(tiny_parts, files, caplog):
-    parts, weights = lay_weights(tiny_parts, stack(files, ("full",), ("cross",), ("lora",)))
+    parts, weights = apply_weights(tiny_parts, stack(files, ("full",), ("cross",), ("lora",)))
     wanted = summed(tiny_parts, files, ("full", 1.0))
     wanted |= {n: tiny_parts.unet.state_dict()[n] + d for n, d in files[1]["cross"].items()}
     [(name, difference)] = files[1]["lora"].items()
     wanted[name] = wanted[name] + difference
-    assert_laid(parts, wanted)
+    assert_applied(parts, wanted)
     assert "cross.safetensors replaces" in caplog.text
     assert len(weights.layers) == 3
     text = weights.describe()
@@ -205,16 +209,30 @@ def test_without_weights_later_files_replace(tiny_parts, files, caplog):
 )
 def test_a_file_that_would_undo_an_earlier_one(tiny_parts, files, given):
     with pytest.raises(CheckpointError) as caught:
-        lay_weights(tiny_parts, stack(files, *given))
+        apply_weights(tiny_parts, stack(files, *given))
     first, last = files[0][given[0][0]], files[0][given[-1][0]]
     text = str(caught.value)
     assert text.startswith(f"{last}: replaces all")
     assert f"--unet {first}:0.5 --unet {last}:0.5" in text
 
 
-def test_files_that_touch_other_tensors_are_laid_in_any_order(tiny_parts, files, tmp_path):
+def test_files_that_touch_other_tensors_are_applied_in_any_order(tiny_parts, files):
     for given in ([("lora",), ("cross",)], [("cross",), ("lora",)], [("full",), ("other", 0.5)]):
-        lay_weights(tiny_parts, stack(files, *given))
+        _, weights = apply_weights(tiny_parts, stack(files, *given))
+        assert len(weights.layers) == 2
+        assert weights.changed >= max(layer.changed for layer in weights.layers) > 0
+
+
+def test_weights_are_applied_without_reading_them_again(tiny_parts, files, monkeypatch):
+    one, several = files[0]["cross"], stack(files, ("cross", 1.0), ("down", 0.5))
+    found = [(read_weights(given), apply_weights(tiny_parts, given)) for given in (one, several)]
+    monkeypatch.setattr("ine.weights.read.open_source", None)
+    for read, (wanted, described) in found:
+        parts, weights = apply_weights(tiny_parts, read)
+        assert weights.describe() == described.describe()
+        assert parts.unet_name == wanted.unet_name
+        state = wanted.unet.state_dict()
+        assert all(torch.equal(t, state[n]) for n, t in parts.unet.state_dict().items())
 
 
 def test_unlearned_text_encoders_add_up(tiny_parts, files, tmp_path):
@@ -227,10 +245,10 @@ def test_unlearned_text_encoders_add_up(tiny_parts, files, tmp_path):
             paths[-1],
         )
     layers = [Layer(paths[0], 0.5), Layer(paths[1], 0.25), Layer(files[0]["cross"])]
-    parts, weights = lay_weights(tiny_parts, WeightStack(tuple(layers)))
-    laid = parts.text_encoders[0].state_dict()
+    parts, weights = apply_weights(tiny_parts, WeightStack(tuple(layers)))
+    applied = parts.text_encoders[0].state_dict()
     for name, tensor in encoder.items():
-        torch.testing.assert_close(laid[name], tensor + 1, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(applied[name], tensor + 1, atol=1e-5, rtol=1e-5)
     assert weights.encoder_changed == len(encoder)
 
 
@@ -240,7 +258,7 @@ def test_rounding_is_not_multiplied(tiny_parts, tmp_path):
     state["conv_in.bias"] = state["conv_in.bias"] + 1
     save_file(state, tmp_path / "half.safetensors")
     layers = WeightStack((Layer(tmp_path / "half.safetensors", 100.0),))
-    parts, weights = lay_weights(tiny_parts, layers)
+    parts, weights = apply_weights(tiny_parts, layers)
     assert weights.differing == ("conv_in.bias",)
     base = tiny_parts.unet.state_dict()
     assert all(
@@ -251,27 +269,27 @@ def test_rounding_is_not_multiplied(tiny_parts, tmp_path):
 def test_sums_are_rounded_once(tiny_parts, files):
     half = tiny_parts.with_unet(copy.deepcopy(tiny_parts.unet).bfloat16(), "half")
     given = [("full", 0.4), ("other", 0.4)]
-    parts, _ = lay_weights(half, stack(files, *given))
-    base, laid = half.unet.state_dict(), parts.unet.state_dict()
+    parts, _ = apply_weights(half, stack(files, *given))
+    base, applied = half.unet.state_dict(), parts.unet.state_dict()
     name = "mid_block.resnets.0.conv1.weight"
     exact = base[name].float()
     for file, weight in given:
         theirs = tiny_parts.unet.state_dict()[name] + files[1][file][name]
         exact = exact + weight * (theirs - base[name].float())
-    assert (laid[name].float() - exact).abs().max() <= exact.abs().max() * 2**-8
+    assert (applied[name].float() - exact).abs().max() <= exact.abs().max() * 2**-8
 
 
 def test_sums_that_overflow(tiny_parts, files):
     half = tiny_parts.with_unet(copy.deepcopy(tiny_parts.unet).half(), "half")
     with pytest.raises(CheckpointError, match=r"leaves the range of torch\.float16"):
-        lay_weights(half, stack(files, ("full", 1e7)))
+        apply_weights(half, stack(files, ("full", 1e7)))
 
 
 def test_every_file_is_checked_against_the_base(tiny_parts, files, tmp_path):
     save_file({"conv_in.weight": torch.ones(2)}, tmp_path / "bad.safetensors")
     layers = (Layer(files[0]["full"], 1.0), Layer(tmp_path / "bad.safetensors", 1.0))
     with pytest.raises(CheckpointError, match=r"bad\.safetensors: 1 tensors"):
-        lay_weights(tiny_parts, WeightStack(layers))
+        apply_weights(tiny_parts, WeightStack(layers))
 
 
 def test_reading_a_stack(files):
@@ -280,4 +298,4 @@ def test_reading_a_stack(files):
     assert [layer.path for layer in weights.layers] == [files[0]["cross"], files[0]["down"]]
     assert weights.metadata == weights_metadata(given) == {"ine.concept": "cross", "ine.base": "x"}
     assert "cross.safetensors" in weights.describe()
-    assert weights.changed is None
+    assert not isinstance(weights, AppliedStack)

@@ -5,29 +5,36 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ine.embedding import check_fits, fingerprints, read_embedding
-from ine.evaluation.defences import random_like
-from ine.evaluation.study import cases_of, top_object
+from ine.calibration.prompts import benign_prompts
+from ine.calibration.scores import gate_scores
+from ine.calibration.teach import ABSENT, teach_probes
+from ine.calibration.thresholds import threshold_for
+from ine.detectors.features import top_object
+from ine.detectors.rules import find_rule
+from ine.detectors.table import load_detector
+from ine.embeddings.embedding import read_embedding
+from ine.embeddings.fit import check_fits, fingerprints
 from ine.files import shipped
 from ine.guidance.additive import Additive
-from ine.guidance.calibrate import gate_scores, threshold_for
 from ine.guidance.cfg import ClassifierFree
 from ine.guidance.gates import Gated, Window
 from ine.guidance.negative import Negative
-from ine.guidance.recognition import Recognition
-from ine.guidance.rewind import Rewind
-from ine.inversion.examples import benign_prompts, teach_probes
+from ine.guidance.probe import ProbeGate
+from ine.guidance.restart import Restart
 from ine.inversion.preview import in_units
-from ine.judging.detectors import load_detector
-from ine.judging.rules import find_rule
-from ine.models.checkpoints import lay_weights
-from ine.models.fingerprint import same_weights
 from ine.models.loading import load_parts
 from ine.recipe import load_recipe
-from ine.sampling import SamplerSettings, sample_latents
+from ine.sampling import SamplerSettings
+from ine.studies.cases import cases_of
+from ine.studies.controls import random_like
 from ine.unlearning.run import unlearn_concept
+from ine.weights.apply import apply_weights
+from ine.weights.fingerprint import same_weights
 
 ATTRIBUTES = ("fire", "snow", "flowers")
+STRENGTH = 8.0
+"""Of the additive guidance, as `ine demo` chooses from."""
+
 SAMPLER = SamplerSettings(scheduler="ddim", steps=12, guidance_scale=5.0, batch=16)
 
 
@@ -41,7 +48,7 @@ def unlearned(recipe, tmp_path_factory):
     base = load_parts("mini")
     file = tmp_path_factory.mktemp("uce") / "uce.safetensors"
     unlearn_concept(base, recipe, "uce", dict(recipe.erase.uce), file)
-    return lay_weights(base, file)[0]
+    return apply_weights(base, file)[0]
 
 
 @pytest.fixture(scope="module")
@@ -74,9 +81,9 @@ def test_the_eraser_forgets_the_words_and_keeps_the_rest(unlearned, recipe, judg
 
 def test_the_embedding_defends_and_random_vectors_do_not(unlearned, recipe, judge, embedding):
     undefended, _ = look(unlearned, recipe, judge, "implying_tuning", 48)
-    guided = Additive(Negative("", (embedding,)), recipe.strength)
+    guided = Additive(Negative("", (embedding,)), STRENGTH)
     defended, subject = look(unlearned, recipe, judge, "implying_tuning", 48, guided)
-    chance = Additive(Negative("", (random_like(embedding),)), recipe.strength)
+    chance = Additive(Negative("", (random_like(embedding),)), STRENGTH)
     random, _ = look(unlearned, recipe, judge, "implying_tuning", 48, chance)
     assert undefended >= 0.2, "nothing is left to defend against"
     assert defended <= undefended / 2
@@ -104,30 +111,31 @@ def test_plain_guidance_with_the_embedding_beats_plain_guidance_with_words(
     assert by_ours < by_words
 
 
-def test_what_is_recognised_and_begun_anew_loses_the_fire_and_the_rest_is_left_alone(
+def test_what_is_recognised_and_restarted_loses_the_fire_and_the_rest_is_left_alone(
     unlearned, recipe, judge, embedding, tmp_path
 ):
     negative, queries = Negative("", (embedding,)), (0.5,)
     rule, chooser = find_rule(recipe.pictures.rule), load_detector("mini-judge")
     sampler = replace(SAMPLER, steps=20)  # of fewer, half a run shows too little
     probes, taught = teach_probes(
-        unlearned, recipe, (embedding,), sampler, queries, rule, chooser, count=80, folder=tmp_path
+        *(unlearned, recipe, (embedding,), sampler, queries, rule, chooser),
+        count=80,
+        folder=tmp_path,
+        base=load_parts("mini"),
     )
-    assert taught["shown-fire-neg"]["kept"] >= 40
-    gate = Recognition(0.0, probes, queries, "fire")
+    assert sum(kind["kept"] for name, kind in taught.items() if name != ABSENT) >= 40
+    gate = ProbeGate(0.0, probes, queries, "fire")
     prompts = benign_prompts(recipe, 39, 77)
-    scores = gate_scores(
-        sample_latents, unlearned, prompts, list(range(39)), negative, gate, sampler
-    )
+    scores = gate_scores(unlearned, prompts, list(range(39)), gate, sampler)
     gate = replace(gate, threshold=threshold_for(scores, 0.1))
-    rewind = Rewind(Gated(Additive(negative, 5.0), Window(0.0, 0.6)), gate)
+    restart = Restart(Gated(Additive(negative, STRENGTH), Window(0.0, 0.6)), gate)
     undefended, _ = look(unlearned, recipe, judge, "implying_tuning", 32, sampler=sampler)
-    defended, _ = look(unlearned, recipe, judge, "implying_tuning", 32, rewind, sampler)
+    defended, _ = look(unlearned, recipe, judge, "implying_tuning", 32, restart, sampler)
     assert undefended >= 0.2, "nothing is left to defend against"
     assert defended <= undefended / 3
     cases = cases_of(recipe, "benign", 24, recipe.prompt_nouns, seed=9)
     texts, seeds = [c.prompt for c in cases], [c.seed for c in cases]
-    plain, same = (in_units(unlearned, texts, seeds, g, sampler) for g in (None, rewind))
+    plain, same = (in_units(unlearned, texts, seeds, g, sampler) for g in (None, restart))
     assert np.mean([np.array_equal(a, b) for a, b in zip(plain, same, strict=True)]) >= 0.75
 
 

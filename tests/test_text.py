@@ -9,9 +9,17 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from ine.embedding import new_embedding
-from ine.errors import PromptError
-from ine.text import Condition, encode, join_conditions, negative_prompt_embeds, splice, tokenize
+from ine.embeddings.embedding import new_embedding
+from ine.errors import EmbeddingError, PromptError
+from ine.guidance.negative import Negative
+from ine.text.encode import (
+    Condition,
+    encode,
+    join_conditions,
+    negative_prompt_embeds,
+)
+from ine.text.splicing import splice
+from ine.text.tokens import tokenize
 
 ROOM = 75
 PIECES = (
@@ -273,3 +281,50 @@ def test_conditions_stack_repeat_and_refuse_to_guess():
     assert three.repeat(3) is three
     with pytest.raises(ValueError, match="3 rows cannot be asked of 2"):
         three.repeat(2)
+
+
+UI_FORMS = [
+    *(
+        "embedding:ine-neg",
+        "embedding: ine-neg",
+        "Embedding:INE-NEG",
+        "embedding:ine-neg.safetensors",
+    ),
+    *("embedding:sub/ine-neg", "<ine-neg>", "<embed:ine-neg>", "<Ine-Neg>"),
+]
+"""What users of ComfyUI, InvokeAI, diffusers and SwarmUI type."""
+
+
+@pytest.mark.parametrize("form", UI_FORMS)
+@pytest.mark.parametrize("around", ["{}", "a dog, {}", "{}, a dog", "a dog,{},a cat", "({}:1.2)"])
+def test_an_embedding_named_as_uis_do_is_the_embedding_alone(tokenizer, form, around):
+    vectors = {"ine-neg": 3}
+    weighted = around.startswith("(")
+    found = tokenize(tokenizer, [around.format(form)], vectors, weighted)
+    plain = tokenize(tokenizer, [around.format("ine-neg")], vectors, weighted)
+    assert torch.equal(found.ids, plain.ids)
+    assert found.places == plain.places
+    assert len(found.places) == 3
+
+
+@pytest.mark.parametrize(
+    "text", ["embedding:ine-neg-2", "<ine-neg-2>", "xembedding:ine", "<lora:x:1>"]
+)
+def test_other_names_are_not_taken_for_an_embedding(tokenizer, text):
+    assert tokenize(tokenizer, [text], {"ine-neg": 3}).places == ()
+
+
+def test_an_embedding_that_is_not_given_is_named(tokenizer, caplog):
+    tokenize(tokenizer, ["a dog, embedding:other, <3"], {"ine-neg": 3})
+    assert "the embedding other is not given" in caplog.text
+    caplog.clear()
+    tokenize(
+        tokenizer, ["embedding: a chart, embedding:ine-neg, the word embedding"], {"ine-neg": 3}
+    )
+    assert caplog.text == ""
+
+
+def test_a_negative_that_names_a_missing_embedding_is_refused():
+    with pytest.raises(EmbeddingError, match="the embedding 'fire-neg' is not given"):
+        Negative("blurry, embedding:fire-neg")
+    assert Negative("blurry, embedding: x").prompt() == "blurry, embedding: x"

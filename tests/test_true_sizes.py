@@ -15,8 +15,8 @@ def test_every_step_once_at_the_size_of_sd15(tmp_path):
     found = run("sd1", folder=tmp_path)
     steps = {row["step"]: row for row in found["rows"]}
     assert found["latent"] == 64
-    laid = steps["lay a partial ESD file (80 tensors)"]
-    assert laid["peak"] <= (found["model"] + found["largest"]) * 1.1
+    applied = steps["apply a partial ESD file (80 tensors)"]
+    assert applied["peak"] <= (found["model"] + found["largest"]) * 1.1
     guided = [row for name, row in steps.items() if name.startswith("one step of guidance")]
     assert [row["unet_calls"] for row in guided] == [2, 2, 3, 3, 2, 3, 3]
     # Frozen weights keep no gradients: what inversion adds are activations.

@@ -2,7 +2,7 @@
 
 import copy
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -12,13 +12,14 @@ from safetensors.torch import save_file
 
 import ine.unlearning.esd as module
 from ine.errors import IneError, OutputError, RecipeError
-from ine.models.checkpoints import lay_weights
-from ine.recipe import check_recipe
-from ine.text import encode, tokenize
+from ine.recipe import check_recipe, load_recipe
+from ine.text.encode import encode
+from ine.text.tokens import tokenize
 from ine.unlearning.esd import EsdSettings, esd, trained_names
 from ine.unlearning.pairs import EraseTexts, erase_texts
 from ine.unlearning.run import unlearn_concept
 from ine.unlearning.uce import UceSettings, align, edited, token_states, uce
+from ine.weights.apply import apply_weights
 
 
 class Killed(Exception):
@@ -59,7 +60,7 @@ def state_of(unet):
     return {name: tensor.clone() for name, tensor in unet.state_dict().items()}
 
 
-# What erasers are told
+# What erasers receive
 
 
 def test_texts_are_filled_in_pairwise():
@@ -98,6 +99,25 @@ def by_tensors(w, e, t, p, settings):
 
 
 SETTINGS = UceSettings(erase_scale=0.7, preserve_scale=1.3, ridge=0.2)
+
+
+def test_strengths_that_are_not_said_are_the_variants_own():
+    assert UceSettings().resolved() == UceSettings(erase_scale=0.2, preserve_scale=1.0, ridge=0.01)
+    paper = UceSettings(variant="paper", ridge=0.1)
+    assert [paper.resolved(n).preserve_scale for n in (0, 3, 99)] == [1.0, 0.25, 0.1]
+    assert (paper.resolved().erase_scale, paper.resolved().ridge) == (1.0, 0.1)
+
+
+@pytest.mark.parametrize("name", ["fire", "weapon"])
+def test_recipes_of_mini_say_every_setting(name):
+    """Figures and files of `mini` must not move with a default."""
+    erase = load_recipe(name).erase
+    for kind, said in ((UceSettings, erase.uce), (EsdSettings, erase.esd)):
+        assert set(said) == {field.name for field in fields(kind)}
+
+
+def test_nudity_is_erased_by_the_group_that_papers_name():
+    assert load_recipe("nudity").erase.esd["group"] == "u"
 
 
 def test_uce_is_the_published_closed_form(system):
@@ -237,6 +257,50 @@ def test_states_are_those_of_the_paired_tokens(tiny_parts):
     assert torch.equal(e, concept[first + 1 : first + 2])
     assert torch.equal(t, target[last : last + 1])
     assert p.shape == (1, 32)
+
+
+def last_words(parts, texts):
+    """Return (text states (B, L, D), position of the last word of each text)."""
+    tokenizer = parts.tokenizers[0]
+    masks = tokenizer(texts, padding="max_length", max_length=tokenizer.model_max_length)
+    ends = [sum(mask) - 2 for mask in masks["attention_mask"]]
+    return encode(parts, texts).states.double(), ends
+
+
+def test_the_paper_variant_is_that_of_train_erase(tiny_parts):
+    """Against the procedure of the authors' script, written out: sums, positions and strengths."""
+    texts = replace(TEXTS, targets=("a dog", ""))
+    (old, old_ends), (new, new_ends) = (
+        last_words(tiny_parts, list(t)) for t in (texts.concepts, texts.targets)
+    )
+    kept, _ = last_words(tiny_parts, ["", "a cat", "snow"])
+    length, width = old.shape[1:]
+    name = next(n for n in tiny_parts.unet.state_dict() if n.endswith("attn2.to_v.weight"))
+    w = tiny_parts.unet.state_dict()[name].double()
+    above, below = 0.5 * w, 0.5 * torch.eye(width).double()
+    for row in range(len(old)):
+        furthest = max(old_ends[row], new_ends[row])
+        for k in range(length - furthest):
+            key, value = old[row, old_ends[row] + k], w @ new[row, new_ends[row] + k]
+            above, below = above + torch.outer(value, key), below + torch.outer(key, key)
+    for key in kept.reshape(-1, width):
+        scale = max(0.1, 1 / 3)
+        above = above + scale * torch.outer(w @ key, key)
+        below = below + scale * torch.outer(key, key)
+    found = uce(tiny_parts, texts, UceSettings(variant="paper"))[name].double()
+    torch.testing.assert_close(found, above @ below.inverse(), rtol=1e-4, atol=1e-5)
+    assert (found - w).norm() > 0.05 * w.norm()
+
+
+def test_the_last_token_variant_is_that_of_uce_sd_erase(tiny_parts):
+    states, ends = last_words(tiny_parts, [*TEXTS.concepts, *TEXTS.targets, *TEXTS.preserve])
+    c, g, p = (states[range(6), ends][i : i + 2].T for i in (0, 2, 4))
+    name = next(n for n in tiny_parts.unet.state_dict() if n.endswith("attn2.to_k.weight"))
+    w = tiny_parts.unet.state_dict()[name].double()
+    above = 0.5 * w + w @ g @ c.T + w @ p @ p.T
+    below = 0.5 * torch.eye(len(c)).double() + c @ c.T + p @ p.T
+    found = uce(tiny_parts, TEXTS, UceSettings(variant="last-token"))[name].double()
+    torch.testing.assert_close(found, above @ below.inverse(), rtol=1e-4, atol=1e-5)
 
 
 # UCE: what the edit does
@@ -395,7 +459,7 @@ def test_states_of_other_runs_and_other_files_are_refused(tiny_parts, tmp_path):
             esd(tiny_parts, TEXTS, settings, state=tmp_path / name)
 
 
-def test_the_loss_falls_where_nothing_is_drawn_anew(tiny_parts, monkeypatch):
+def test_the_loss_falls_where_nothing_is_drawn_again(tiny_parts, monkeypatch):
     monkeypatch.setattr(module, "generator_for", lambda *_: torch.Generator().manual_seed(3))
 
     def losses(lr):
@@ -403,7 +467,7 @@ def test_the_loss_falls_where_nothing_is_drawn_anew(tiny_parts, monkeypatch):
         esd(
             tiny_parts,
             TEXTS,
-            quick(iterations=8, steps=1, lr=lr, negative_guidance=20.0),
+            quick(iterations=8, steps=1, lr=lr, negative_guidance=20.0, neutral="targets"),
             on_step=lambda done, loss: found.append(loss),
         )
         return found
@@ -417,7 +481,7 @@ def test_the_loss_falls_where_nothing_is_drawn_anew(tiny_parts, monkeypatch):
 def test_the_target_is_the_negated_guidance_of_the_frozen_model(tiny_parts, monkeypatch):
     """With a U-Net that answers by the prompt alone, the loss has a closed form."""
     conditions = module._Conditions(tiny_parts, TEXTS)
-    answers = [(conditions.concepts, 2.0), (conditions.targets, 0.5), (conditions.empty, 0.0)]
+    answers = [(conditions.concepts, 2.0), (conditions.targets, 0.5), (conditions.empty, 0.25)]
 
     def run_unet(unet, x, t, condition):
         values = []
@@ -430,11 +494,34 @@ def test_the_target_is_the_negated_guidance_of_the_frozen_model(tiny_parts, monk
         return torch.tensor(values).view(-1, 1, 1, 1).expand(x.shape) * (1.0 if frozen else 3.0)
 
     monkeypatch.setattr(module, "run_unet", run_unet)
-    settings = quick(negative_guidance=1.5)
     student = torch.nn.Identity()
-    loss = module._loss(tiny_parts, student, conditions, settings, torch.Generator().manual_seed(0))
+
+    def loss_of(**fields):
+        generator = torch.Generator().manual_seed(0)
+        return module._loss(tiny_parts, student, conditions, quick(**fields), generator).item()
+
     target = 0.5 - 1.5 * (2.0 - 0.5)
-    assert loss.item() == pytest.approx((3.0 * 2.0 - target) ** 2)
+    by_targets = loss_of(negative_guidance=1.5, neutral="targets")
+    assert by_targets == pytest.approx((3.0 * 2.0 - target) ** 2)
+    # By default as `esd_sd.py --negative_guidance 2`, and as the paper with eta = 1.
+    assert loss_of() == pytest.approx((3.0 * 2.0 - (2.0 - 2 * (2.0 - 0.25))) ** 2)
+    assert loss_of() == pytest.approx((3.0 * 2.0 - (0.25 - 1 * (2.0 - 0.25))) ** 2)
+
+
+@pytest.mark.parametrize("reached_by", ["base", "student"])
+def test_the_way_to_the_latent_is_that_of_the_chosen_model(tiny_parts, monkeypatch, reached_by):
+    asked, real = [], module.run_unet
+
+    def run_unet(unet, x, t, condition):
+        asked.append("base" if unet is tiny_parts.unet else "student")
+        return real(unet, x, t, condition)
+
+    monkeypatch.setattr(module, "run_unet", run_unet)
+    esd(tiny_parts, TEXTS, quick(iterations=6, reached_by=reached_by))
+    # Each iteration ends with one call of the frozen model for the target, one of the student.
+    other = {"base": "student", "student": "base"}[reached_by]
+    assert asked.count(other) == 6
+    assert asked.count(reached_by) > 6
 
 
 def test_a_group_without_parameters_is_refused(tiny_parts):
@@ -451,12 +538,13 @@ def test_a_group_without_parameters_is_refused(tiny_parts):
 @pytest.mark.parametrize(
     ("method", "settings", "named", "count"),
     [
-        ("uce", {"erase_scale": 1.0}, "UCE", "x-strict"),
+        ("uce", {"erase_scale": 1.0}, "UCE (sequence variant)", "x-strict"),
+        ("uce", {"variant": "paper"}, "UCE", "x-strict"),
         ("esd", {"group": "x", "iterations": 2, "steps": 2, "lr": "1e-3"}, "ESD-x", "x"),
         ("esd", {"group": "u", "iterations": 1, "steps": 2}, "ESD-u", "u"),
     ],
 )
-def test_files_are_recognised_and_laid_over_the_base(
+def test_files_are_recognised_and_applied_to_the_base(
     tiny_parts, tmp_path, method, settings, named, count
 ):
     out = tmp_path / "fire.safetensors"
@@ -465,7 +553,7 @@ def test_files_are_recognised_and_laid_over_the_base(
     assert [p.name for p in tmp_path.iterdir()] == ["fire.safetensors"]
     names = set(trained_names(tiny_parts.unet, count))
     assert summary["tensors"] == len(names)
-    laid, weights = lay_weights(tiny_parts, out)
+    applied, weights = apply_weights(tiny_parts, out)
     assert weights.method == named
     assert weights.metadata["ine.method"] == named
     assert weights.metadata["ine.concept"] == "fire"
@@ -474,8 +562,8 @@ def test_files_are_recognised_and_laid_over_the_base(
     assert weights.tensors.keys() == names
     assert weights.replaced == len(names)
     assert weights.changed > 0.9 * len(names)
-    assert named in laid.unet_name
-    for name, tensor in laid.unet.state_dict().items():
+    assert named in applied.unet_name
+    for name, tensor in applied.unet.state_dict().items():
         if name in names:
             assert torch.equal(tensor, weights.tensors[name])
         else:
@@ -536,7 +624,7 @@ def test_all_wrong_settings_are_named_at_once(tiny_parts, tmp_path):
 def test_an_esd_that_diverges_stops_and_writes_nothing(tiny_parts, tmp_path):
     out = tmp_path / "x.safetensors"
     settings = {"iterations": 5, "steps": 2, "lr": 1e30}
-    with pytest.raises(IneError, match=r"nan at iteration 2 of 5.*smaller lr than 1e\+30"):
+    with pytest.raises(IneError, match=r"nan at step 2 of 5.*smaller lr than 1e\+30"):
         unlearn_concept(tiny_parts, thing_recipe(), "esd", settings, out)
     assert list(tmp_path.iterdir()) == []
 
@@ -576,7 +664,7 @@ def test_a_state_belongs_to_the_exact_weights(tiny_parts, tmp_path, where):
         if where == "unet"
         else tiny_parts.with_text_encoders([other])
     )
-    with pytest.raises(IneError, match="belongs to a run with other settings or weights"):
+    with pytest.raises(IneError, match="belongs to a run with other settings, weights"):
         esd(parts, TEXTS, settings, state=tmp_path / "state")
 
 

@@ -5,27 +5,20 @@ import json
 import pytest
 import torch
 
-from ine import verification
-from ine.embedding import new_embedding, read_embedding, write_embedding
+from ine.embeddings.embedding import new_embedding, read_embedding, write_embedding
 from ine.errors import RecipeError
 from ine.files import shipped
-from ine.models.checkpoints import lay_weights
 from ine.models.loading import load_parts
 from ine.recipe import load_recipe
 from ine.sampling import SamplerSettings
-from ine.text import encode
+from ine.text.encode import encode
 from ine.unlearning.run import unlearn_concept
-from ine.verification import (
-    Examiner,
-    judge,
-    nearest_words,
-    random_vectors,
-    relative_norms,
-    shuffled,
-    subject_of,
-    subject_of_words,
-    verify_embedding,
-)
+from ine.verification import examiner as examiner_module
+from ine.verification.examiner import Examiner
+from ine.verification.subject import subject_of, subject_of_words
+from ine.verification.vectors import nearest_words, random_vectors, relative_norms, shuffled
+from ine.verification.verify import judge, verify_embedding
+from ine.weights.apply import apply_weights
 
 SETTINGS = SamplerSettings(scheduler="ddim", steps=8, guidance_scale=5.0, batch=16)
 FIRE = shipped("embeddings") / "mini-fire-uce" / "fire-neg.safetensors"
@@ -50,7 +43,7 @@ def unlearned_file(base, recipe, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def unlearned(base, unlearned_file):
-    return lay_weights(base, unlearned_file)[0]
+    return apply_weights(base, unlearned_file)[0]
 
 
 @pytest.fixture(scope="module")
@@ -133,24 +126,24 @@ def test_judge_wants_the_most_a_margin_and_more_than_nothing():
 
 
 def test_the_whole_verdict(base, unlearned, recipe, fire):
-    told = []
+    seen = []
     result = verify_embedding(
         *(base, unlearned, fire, subject_of(recipe, 4)),
         controls=2,
         settings=SETTINGS,
-        progress=lambda done, wanted: told.append((done, wanted)),
+        progress=lambda done, wanted: seen.append((done, wanted)),
     )
     assert result.fits
     assert len(result.shuffled) == len(result.random) == 2
     assert result.word.move == 1
     # Moving far is no sign of life: what means nothing moves about as far.
     assert min(r.move for r in result.random) > 0.3
-    assert told[-1] == (6, 6)
+    assert seen[-1] == (6, 6)
     assert json.loads(json.dumps(result.as_dict()))["embedding"]["recall"] > 0.05
 
 
 def test_zeros_are_seen_before_anything_is_computed(base, fire, recipe, monkeypatch):
-    monkeypatch.setattr(verification, "sample_latents", None)
+    monkeypatch.setattr(examiner_module, "sample_latents", None)
     zeros = new_embedding(torch.zeros(4, 128), "fire-neg", "fire")
     result = verify_embedding(base, base, zeros, subject_of(recipe, 4))
     assert (result.fits, result.alive) == (True, False)

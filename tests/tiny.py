@@ -4,6 +4,8 @@
 pictures 16 x 16.
 """
 
+from contextlib import contextmanager
+
 import torch
 from diffusers import (
     AutoencoderKL,
@@ -27,7 +29,13 @@ from transformers import (
     CLIPTokenizer,
 )
 
+from ine.guidance.look_ahead import ConceptProbe, LookAhead
+from ine.guidance.probe import Probe, ProbeGate
+
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+FEATURES = 192
+"""Numbers that a probe reads of a tiny U-Net of any kind; of the bundled model's 768."""
+
 KINDS = ("sd1", "sd2", "sdxl", "inpainting", "lcm", "turbo")
 
 
@@ -248,3 +256,33 @@ def save_tiny_clip(folder, tokenizer_folder, image_size, features, context=77):
         CLIPModel(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def probe_gate(threshold, queries=(0.0,), features=FEATURES, **settings):
+    """Return a gate of random probes; its scores differ from picture to picture."""
+    generator = torch.Generator().manual_seed(7)
+    probes = [Probe(torch.randn(features, generator=generator), 0.0) for _ in queries]
+    return ProbeGate(threshold, tuple(probes), queries, **settings)
+
+
+def look_ahead(threshold, concept="fire", seed=7, features=FEATURES, **settings):
+    """Return a look-ahead of a random probe and three coarse steps."""
+    probe = Probe(noise(features, seed=seed), 0.0)
+    asked = ConceptProbe(concept=concept, probe=probe, threshold=threshold)
+    return LookAhead(probes=(asked,), **{"steps": 3, **settings})
+
+
+def noise(*shape, seed=0):
+    """Unit Gaussian noise of a seed."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@contextmanager
+def counted_rows(unet):
+    """Yield a list that gets the number of rows of every U-Net call."""
+    rows = []
+    handle = unet.register_forward_hook(lambda _m, inputs, _out: rows.append(len(inputs[0])))
+    try:
+        yield rows
+    finally:
+        handle.remove()

@@ -5,24 +5,38 @@ back. Here the same vectors are learned through the prediction that the *defende
 
     minimise over v   E || eps_defended(x_t, t, prompt(v)) - eps ||^2,
 
-so that what the defence subtracts is made up for. After the attack on SLD of Pham et al. 2024
+so that they make up for what the defence subtracts. After the attack on SLD of Pham et al. 2024
 (arXiv 2308.01508), for any guidance. Timesteps are those that the sampler visits, one for a batch.
 """
 
+from collections.abc import Callable, Sequence
+
 import torch
 
-from ine.inversion.images import draw_latents
-from ine.inversion.invert import captions_for
+from ine.attacks.step import Victim
+from ine.inversion.images import ConceptPictures, draw_latents
+from ine.inversion.templates import captions_for
+from ine.models.parts import DiffusionParts
+from ine.recipe import InversionSettings
 
 
-def defended_loss(victim):
-    """Return a `loss_of` for `ine.inversion.invert.invert` that looks through a defence.
+def defended_loss(victim: Victim) -> Callable[..., torch.Tensor]:
+    """Return a `loss_of` for `ine.inversion.invert.invert` that goes through a defence.
 
     Args:
-        victim: A `Victim` with a guidance.
+        victim: The model with its guidance.
     """
 
-    def loss_of(_parts, pictures, spec, vectors, trigger, plural, _alpha_bar, generator):
+    def loss_of(
+        _parts: DiffusionParts,
+        pictures: ConceptPictures,
+        spec: InversionSettings,
+        vectors: Sequence[torch.Tensor],
+        trigger: str,
+        plural: Sequence[str],
+        _alpha_bar: torch.Tensor,
+        generator: torch.Generator,
+    ) -> torch.Tensor:
         count = spec.batch
         index = torch.randint(pictures.count, (count,), generator=generator)
         x_0 = draw_latents(pictures, index, generator)

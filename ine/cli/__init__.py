@@ -5,102 +5,151 @@ A command's module is imported when the command runs, and torch when its functio
 """
 
 import errno
-import logging
 import os
 import sys
 import traceback
 import warnings
-from collections.abc import Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from importlib import import_module
+from typing import Any
 
 import click
 
 from ine import __version__
+from ine.cli.logs import logging_to_stderr
 from ine.errors import IneError, OutputError
 
-log = logging.getLogger("ine")
-
 COMMANDS = {
+    "defend": ("ine.cli.defend", "defend", "Make a defence in one command, chosen and measured."),
     "invert": ("ine.cli.invert", "invert", "Find the vectors of a concept on an unlearned model."),
-    "generate": (
-        "ine.cli.generate",
-        "generate",
-        "Make pictures, with an embedding as the negative.",
-    ),
-    "unlearn": ("ine.cli.unlearn", "unlearn", "Make an unlearned model where none is published."),
-    "compare": (
-        "ine.cli.compare",
-        "compare",
-        "Look at methods side by side before choosing one.",
-    ),
-    "evaluate": (
-        "ine.cli.evaluate",
-        "evaluate",
-        "Run a grid of models, negatives and prompt sets; score it.",
-    ),
-    "report": (
-        "ine.cli.report",
-        "report",
-        "Write the report of a grid again, or compare two runs.",
-    ),
+    "unlearn": ("ine.cli.unlearn", "unlearn", "Make an unlearned model if none is published."),
     "calibrate": (
         "ine.cli.calibrate",
         "calibrate",
-        "Set a gate's threshold from benign prompts.",
+        "Train a gate that acts only on pictures of the concept.",
     ),
-    "attack": ("ine.cli.attack", "attack", "Make adversarial prompts, to measure a defence by."),
-    "audit": ("ine.cli.audit", "audit", "Attack your own defence, add what was found, repeat."),
-    "demo": ("ine.cli.demo", "demo", "Tell the whole story on the bundled model, with a report."),
+    "generate": ("ine.cli.generate", "generate", "Make pictures with an embedding as negative."),
+    "refine": (
+        "ine.cli.refine",
+        "refine",
+        "Rewrite prompts by what is seen in their pictures.",
+    ),
+    "embedding": ("ine.cli.embedding", "embedding", "Inspect, check and convert embedding files."),
+    "unet": ("ine.cli.unet", "unet", "Inspect unlearned weights, or merge them for other UIs."),
+    "evaluate": (
+        "ine.cli.evaluate",
+        "evaluate",
+        "Measure a grid of models, negatives and prompts.",
+    ),
+    "report": ("ine.cli.report", "report", "Write the report of a grid again, or compare two."),
+    "compare": ("ine.cli.compare", "compare", "Compare guidance methods side by side."),
     "judge": ("ine.cli.judge", "judge", "Score pictures by named rules, and check the judge."),
-    "embedding": ("ine.cli.embedding", "embedding", "Look into, check and convert embeddings."),
-    "unet": ("ine.cli.unet", "unet", "Look into unlearned weights, or merge them for other UIs."),
-    "prompts": ("ine.cli.prompts", "prompts", "Look into prompt files and check them."),
+    "observe": (
+        "ine.cli.observe",
+        "observe",
+        "Ask a detector, a local model or a server what pictures show.",
+    ),
+    "prompts": ("ine.cli.prompts", "prompts", "Inspect and check prompt files."),
+    "posi": ("ine.cli.posi", "posi", "Train a language model that rewrites prompts, and use it."),
+    "attack": ("ine.cli.attack", "attack", "Search for adversarial prompts against a defence."),
+    "audit": ("ine.cli.audit", "audit", "Attack a defence, add what was found to it, repeat."),
+    "demo": ("ine.cli.demo", "demo", "Run all steps on the bundled model, with a report."),
     "recipe": ("ine.cli.recipe", "recipe", "List, show, check and copy concept recipes."),
 }
-"""Name -> (module, attribute, one line for `ine --help`), in the order of a user's work."""
+"""Name -> (module, attribute, one line for `ine --help`)."""
+
+TASKS = {
+    "Make a defence": ("defend", "invert", "unlearn", "calibrate", "posi"),
+    "Use it": ("generate", "refine", "embedding", "unet"),
+    "Measure it": ("evaluate", "report", "compare", "judge", "observe", "prompts"),
+    "Attack it": ("attack", "audit"),
+    "Learn": ("demo", "recipe"),
+}
+"""What a user wants to do -> the commands for it, as `ine --help` lists them."""
+
+RUNNING = "ine.running"
+"""Key of click's context for (full name, command) of the running command."""
 
 BUG = 70
 INTERRUPTED = 130
 
+Table = Mapping[str, tuple[str, str, str]]
 
-class LazyCommands(Mapping):
+
+class LazyCommands(Mapping[str, click.Command]):
     """The commands of a table, each imported when it is looked up."""
 
-    def __init__(self, table):
+    def __init__(self, table: Table) -> None:
+        """Take the table."""
         self.table = table
 
-    def __getitem__(self, name):
+    def __getitem__(self, name: str) -> click.Command:
+        """Import a command."""
         module, attribute, _ = self.table[name]
         return getattr(import_module(module), attribute)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[str]:
+        """Return the names in the table's order."""
         return iter(self.table)
 
-    def __len__(self):
+    def __len__(self) -> int:
+        """Return how many commands the table has."""
         return len(self.table)
 
 
 class IneGroup(click.Group):
     """A group that lists its commands without importing them, and ends with an exit code."""
 
-    def __init__(self, *args, table=COMMANDS, **kwargs):
+    def __init__(self, *args: Any, table: Table = COMMANDS, **kwargs: Any) -> None:
+        """Take the table, and what `click.Group` takes."""
         super().__init__(*args, **kwargs)
         self.table = table
-        self.commands = LazyCommands(table)
+        self.commands: Any = LazyCommands(table)  # a dict to click, which only reads it
 
-    def list_commands(self, ctx):
+    def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names in the table's order."""
         return list(self.table)
 
-    def format_commands(self, ctx, formatter):
-        """Write the list of commands from the table alone."""
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, line) for name, (_, _, line) in self.table.items()])
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the commands by task, from the table alone."""
+        for task, names in TASKS.items():
+            rows = [(name, self.table[name][2]) for name in names if name in self.table]
+            if rows:
+                with formatter.section(task):
+                    formatter.write_dl(rows, col_max=12)
 
-    def invoke(self, ctx):
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return what click does, and keep which command runs, for `fit`."""
+        from ine.cli.advice import leaf
+
+        name, command, rest = super().resolve_command(ctx, args)
+        if name and command:
+            ctx.meta[RUNNING] = leaf(name, command, rest)
+        return name, command, rest
+
+    def find(self, *words: str) -> click.Command | None:
+        """Return the command that words begin with, or None."""
+        from ine.cli.advice import leaf
+
+        if words[0] not in self.table:
+            return None
+        return leaf(words[0], self.commands[words[0]], list(words[1:]))[1]
+
+    def fit(self, ctx: click.Context, text: str) -> str:
+        """Return a message whose advice names only options of the command that runs."""
+        from ine.cli.advice import fitted
+
+        if RUNNING not in ctx.meta:
+            return text
+        name, command = ctx.meta[RUNNING]
+        return fitted(text, name, command, self.find)
+
+    def invoke(self, ctx: click.Context) -> Any:
         """Run the chosen command; click itself deals with usage errors, help and exits."""
-        with logging_to_stderr(ctx.params["verbose"] - ctx.params["quiet"]):
+        verbosity = ctx.params["verbose"] - ctx.params["quiet"]
+        with logging_to_stderr(verbosity, lambda text: self.fit(ctx, text)):
             try:
                 return super().invoke(ctx)
             except (click.ClickException, click.exceptions.Exit):
@@ -109,17 +158,18 @@ class IneGroup(click.Group):
                 if isinstance(error, OSError) and error.errno == errno.EPIPE:
                     raise
                 message, code = explain(error)
+                message = message if code == BUG else self.fit(ctx, message)
                 if ctx.params["debug"]:
                     click.echo(traceback.format_exc(), err=True, nl=False)
                 click.echo(message, err=True)
                 ctx.exit(code)
 
 
-def explain(error):
-    """Return what to tell the user about an exception, and the exit code."""
+def explain(error: BaseException) -> tuple[str, int]:
+    """Return (message for the user, exit code) of an exception."""
     if isinstance(error, KeyboardInterrupt | click.Abort):
         return (
-            "Interrupted. Files that are finished are whole; run the same command again.",
+            "Interrupted. Finished files are complete; give the same command again to resume.",
             INTERRUPTED,
         )
     if isinstance(error, IneError):
@@ -135,35 +185,6 @@ def explain(error):
     return text, BUG
 
 
-class LevelFormatter(logging.Formatter):
-    """Plain text for progress, "Warning: ..." and "Error: ..." for what is more."""
-
-    def format(self, record):
-        """Return the line for a record."""
-        prefix = f"{record.levelname.capitalize()}: " if record.levelno > logging.INFO else ""
-        return prefix + super().format(record)
-
-
-@contextmanager
-def logging_to_stderr(verbosity=0):
-    """Send the `ine` logger to stderr while a command runs.
-
-    Args:
-        verbosity: 0 shows progress, 1 and more also details, -1 warnings, -2 and less errors.
-    """
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(LevelFormatter())
-    levels = {1: logging.DEBUG, 0: logging.INFO, -1: logging.WARNING, -2: logging.ERROR}
-    before = log.level
-    log.addHandler(handler)
-    log.setLevel(levels[max(-2, min(1, verbosity))])
-    try:
-        yield
-    finally:
-        log.setLevel(before)
-        log.removeHandler(handler)
-
-
 @click.group(
     cls=IneGroup,
     context_settings={
@@ -173,22 +194,23 @@ def logging_to_stderr(verbosity=0):
     },
 )
 @click.option("--debug", is_flag=True, help="Show the traceback of any error.")
-@click.option("-v", "--verbose", count=True, help="Tell details.")
-@click.option("-q", "--quiet", count=True, help="Tell only warnings (-qq: only errors).")
+@click.option("-v", "--verbose", count=True, help="Show details.")
+@click.option("-q", "--quiet", count=True, help="Show only warnings (-qq: only errors).")
 @click.version_option(__version__, prog_name="ine")
-def cli(debug, verbose, quiet):
-    """Invert a concept against an unlearned text-to-image model; use it as the negative.
+def cli(debug: bool, verbose: int, quiet: int) -> None:
+    """Defend an unlearned text-to-image model with an embedding of what it should not show.
 
-    Begin with `ine demo`: it needs no download and no GPU.
+    `ine invert` finds the vectors that still bring the concept back; `ine generate` uses them as
+    the negative. Start with `ine demo`, which needs no download and no GPU.
     """
 
 
-def quieten_libraries():
-    """Hide advice of transformers and diffusers that a user of ine can do nothing about.
+def quieten_libraries() -> None:
+    """Hide warnings of transformers and diffusers that a user of ine cannot act on.
 
     They read the environment when they are imported, which has not happened yet. Values that
-    the user has set stay. Progress bars appear only for what takes longer than three seconds:
-    downloads do, loading the bundled model does not.
+    the user has set stay. Progress bars appear only after three seconds: for downloads, not for
+    loading the bundled model.
     """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
@@ -199,7 +221,16 @@ def quieten_libraries():
         warnings.filterwarnings("ignore", module=libraries)
 
 
-def main():
+NO_DOCSTRINGS = (
+    "Error: Python runs without docstrings (-OO, or PYTHONOPTIMIZE=2), but transformers reads them "
+    "when it is imported; run ine without that option. -O, which removes only assertions, is fine."
+)
+
+
+def main() -> None:
     """Run the command line of this process."""
+    if sys.flags.optimize > 1:
+        click.echo(NO_DOCSTRINGS, err=True)
+        sys.exit(IneError.exit_code)
     quieten_libraries()
     cli(prog_name="ine")

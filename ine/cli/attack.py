@@ -2,198 +2,172 @@
 
 import json
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ine.cli import choose, options
-from ine.cli.guiding import guidance_of, guiding
+from ine.cli.command import IneCommand, expert
+from ine.cli.guiding import DefenceOptions, defending
+from ine.cli.model import ModelOptions, OpenModel
 from ine.cli.progress import bar
+from ine.cli.sampling import SamplingOptions
+from ine.cli.searching import SearchOptions, searching
+from ine.cli.writing import claim_folder
+
+if TYPE_CHECKING:
+    from ine.attacks.attacker import Attacker
+    from ine.attacks.step import Victim
+    from ine.embeddings.embedding import ConceptEmbedding
+    from ine.recipe import ConceptRecipe
 
 log = logging.getLogger("ine")
 
+INVERSION = "embedding"
+"""The attack that learns vectors; all others search for words."""
 
-@click.command()
-@click.option(
-    "--concept", required=True, metavar="NAME|FILE", help="A shipped recipe's name or a YAML file."
-)
-@click.option(
-    "--method",
-    type=click.Choice(["embedding", "text", "denoising"]),
-    default="denoising",
-    show_default=True,
-    help="embedding: vectors, inverted. text: words whose text states come near the concept's. "
-    "denoising: words by which the model denoises pictures of the concept.",
-)
-@click.option(
-    "--negative-prompt",
-    default="",
-    metavar="TEXT",
-    help="Negative text of the defence, where the attacker knows it.",
-)
-@click.option(
-    "--negative-embedding",
-    "embedding_files",
-    multiple=True,
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Embedding of the defence, where the attacker knows it; may be repeated.",
-)
-@guiding
-@options.unet
-@options.model
-@click.option(
-    "--images",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Pictures of the concept that the attacker has; without it the base model makes them.",
-)
-@click.option(
+
+@click.command(cls=IneCommand)
+@options.concept
+@searching
+@defending
+@options.opening
+@options.attacker_images
+@options.skip_bad
+@expert(
     "--prompts",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Prompts to put words before, as `ine generate` reads them; else what the recipe's "
-    "erasers aim at, such as a plain object.",
+    help="Prompts to put words before, as `ine generate` reads them; without it, those that the "
+    "recipe gives to erasers, such as a plain object.",
 )
-@click.option(
-    "--limit", type=click.IntRange(1), default=8, show_default=True, help="Prompts, at most."
-)
-@click.option("--together", is_flag=True, help="One phrase for all prompts.")
-@click.option("--tokens", type=click.IntRange(1), default=5, show_default=True, help="Words.")
-@click.option(
-    "--budget",
-    type=click.IntRange(1),
-    default=10000,
-    show_default=True,
-    help="Evaluations a phrase may cost: of the U-Net, or of the text encoder (text).",
-)
-@click.option(
-    "--proposals",
-    type=click.Choice(["gradient", "genetic"]),
-    help="How words are proposed; by default as the method's authors do.",
-)
-@click.option(
-    "--allow-words", is_flag=True, help="Words of the recipe for the concept may be used too."
-)
-@click.option(
-    "--direction",
-    type=click.FloatRange(min=0, min_open=True),
-    default=3.0,
-    show_default=True,
-    help="text: how far to go along the concept's direction.",
-)
+@options.prompt_rows
 @options.seed
 @options.overrides
-@options.sampling
+@options.sampler
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=options.OutPath(),
     default=Path("ine-attack"),
     show_default=True,
-    help="Folder for prompts.jsonl, and what a run resumes from.",
+    help="Folder for prompts.jsonl, and for resuming an interrupted run.",
 )
-@options.device
-@options.dtype
 @options.json_output
 def attack(
-    concept,
-    method,
-    negative_prompt,
-    embedding_files,
-    unet,
-    model,
-    images,
-    prompts,
-    limit,
-    together,
-    tokens,
-    budget,
-    proposals,
-    allow_words,
-    direction,
-    seed,
-    overrides,
-    steps,
-    scheduler,
-    guidance_scale,
-    batch,
-    out,
-    device,
-    dtype,
-    as_json,
-    **guided,
-):
+    concept: str,
+    searching: SearchOptions,
+    defence: DefenceOptions,
+    model: ModelOptions,
+    images: Path | None,
+    skip_bad: bool,
+    prompts: Path | None,
+    filters: Mapping[str, Any],
+    seed: int,
+    overrides: tuple[str, ...],
+    sampling: SamplingOptions,
+    out: Path,
+    as_json: bool,
+) -> None:
     """Make adversarial prompts against a model, or against a defence that the attacker knows.
 
     Without a negative the bare model is attacked; with one, every prediction is that of the
-    defended sampler. prompts.jsonl says of each prompt what it was made against and at which
+    defended sampler. prompts.jsonl states for each prompt what it was made against and with which
     budget, and `ine evaluate` reads it as a prompt set.
 
-    It is for measuring one's own defences. Sets and embeddings of real harms bring them back: keep
+    Use it to measure your own defences. Sets and embeddings of real harms bring them back: keep
     them private.
     """
-    from ine.attacks.prediction import Victim
-    from ine.attacks.run import (
-        METHODS,
-        Attacker,
-        invert_prompts,
-        search_prompts,
-        write_set,
-    )
-    from ine.attacks.search import SearchSettings
-    from ine.embedding import read_embedding, tell_fits
     from ine.recipe import load_recipe
 
     recipe = load_recipe(concept, overrides)
-    settings = None
-    if method != "embedding":
-        settings = SearchSettings(
-            tokens=tokens, budget=budget, proposals=proposals or METHODS[method]
-        )
-    rows = _rows(recipe, prompts, limit, seed) if settings else ()
-    embeddings = tuple(read_embedding(path) for path in embedding_files)
-    choose.check_unet(unet)
-    name, source = choose.base_name(model, embeddings, recipe=recipe, unet=unet)
-    base = choose.load_base(name, source, device, dtype)
-    parts = choose.lay(base, unet)
-    tell_fits(embeddings, parts)
-    sampler = choose.sampler(parts, scheduler, steps, guidance_scale, batch)
-    known = bool(embeddings or negative_prompt)
-    guidance = guidance_of(parts, sampler, embeddings, negative_prompt, guided) if known else None
-    if not known:
-        log.info("no negative: the attacker knows of no defence")
-    trigger = f"{recipe.name}-attack"
-    attacker = Attacker(
-        victim=Victim(parts, sampler, guidance),
-        base=base,
-        recipe=recipe,
-        pictures=choose.attacker_pictures(base, recipe, out, seed, images),
+    choose.check_filters(filters, [prompts])
+    rows = None
+    if searching.method != INVERSION:
+        searching.settings()  # a setting that makes no sense is refused before any work
+        rows = _rows(recipe, prompts, filters, searching.limit, seed)
+    embeddings = defence.embeddings()
+    chosen = model.choose(embeddings, recipe)
+    claim_folder(out)
+    opened = chosen.open()
+    attacker = _attacker(
+        opened,
+        recipe,
+        victim=_victim(opened, defence, sampling, embeddings),
+        pictures=choose.attacker_pictures(opened.base, recipe, out, seed, images, skip_bad),
         folder=out,
         seed=seed,
     )
-    file = None
-    if settings is None:
-        with bar(recipe.inversion.steps, "inversion") as update:
-            file, found = invert_prompts(
-                attacker, trigger, limit, lambda p: update(p.step, loss=f"{p.loss:.3f}")
-            )
+    if rows is None:
+        file, found = _invert(attacker, searching.limit)
     else:
-        with bar(settings.budget * (1 if together else len(rows)), "search") as update:
+        file, found = None, _search(attacker, rows, searching)
+    _write(found, out / "prompts.jsonl", file, as_json)
 
-            def tell(group, _groups, now):
-                update(group * settings.budget + now.spent, loss=f"{now.trace[-1][1]:.3f}")
 
-            found = search_prompts(
-                attacker,
-                method,
-                rows,
-                settings,
-                together=together,
-                allow_words=allow_words,
-                direction=direction,
-                tell=tell,
-            )
-    path = out / "prompts.jsonl"
+def _victim(
+    opened: OpenModel,
+    defence: DefenceOptions,
+    sampling: SamplingOptions,
+    embeddings: Sequence["ConceptEmbedding"],
+) -> "Victim":
+    """Return what is attacked: the sampler, with its defence if the attacker knows one."""
+    from ine.attacks.step import Victim
+
+    sampler = defence.settled(sampling).settings(opened.parts)
+    if embeddings or defence.negative_prompt:
+        return Victim(opened.parts, sampler, defence.build(opened.parts, sampler, embeddings))
+    log.info("no negative: the attacker knows of no defence")
+    return Victim(opened.parts, sampler, None)
+
+
+def _attacker(opened: OpenModel, recipe: "ConceptRecipe", **given: Any) -> "Attacker":
+    from ine.attacks.attacker import Attacker
+
+    return Attacker(base=opened.base, recipe=recipe, **given)
+
+
+def _invert(attacker: "Attacker", limit: int) -> tuple[Path, list[dict[str, Any]]]:
+    """Learn vectors with a progress bar; return (embedding file, prompts with its trigger)."""
+    from ine.attacks.run import invert_prompts
+
+    recipe: Any = attacker.recipe
+    with bar(recipe.inversion.steps, "inversion") as update:
+        return invert_prompts(
+            attacker,
+            f"{recipe.name}-attack",
+            limit,
+            lambda p: update(p.step, loss=f"{p.loss:.3f}"),
+        )
+
+
+def _search(
+    attacker: "Attacker", rows: list[tuple[str, str]], searching: SearchOptions
+) -> list[dict[str, Any]]:
+    """Search for words with a progress bar; return the prompts."""
+    from ine.attacks.run import search_prompts
+
+    settings = searching.settings()
+    with bar(settings.budget * (1 if searching.together else len(rows)), "search") as update:
+        return search_prompts(
+            attacker,
+            searching.method,
+            rows,
+            settings,
+            together=searching.together,
+            allow_words=searching.allow_words,
+            direction=searching.direction,
+            on_round=lambda group, _, now: update(
+                group * settings.budget + now.spent, loss=f"{now.trace[-1][1]:.3f}"
+            ),
+        )
+
+
+def _write(found: list[dict[str, Any]], path: Path, file: Path | None, as_json: bool) -> None:
+    """Write the prompts and print them, and how to measure them."""
+    from ine.attacks.run import write_set
+
     write_set(path, found)
     log.warning("adversarial prompts of real harms bring them back: keep them private")
     if as_json:
@@ -210,11 +184,17 @@ def attack(
     )
 
 
-def _rows(recipe, prompts, limit, seed):
+def _rows(
+    recipe: "ConceptRecipe",
+    prompts: Path | None,
+    filters: Mapping[str, Any],
+    limit: int,
+    seed: int,
+) -> list[tuple[str, str]]:
     """Return (prompt, noun) pairs to attack."""
     from ine.attacks.run import plain_prompts
 
     if prompts is None:
         return plain_prompts(recipe, limit, seed)
-    rows = choose.read_prompt_rows((), prompts)[:limit]
+    rows = choose.rows_of(prompts, filters)[:limit]
     return [(row.prompt, row.extra.get("noun", "")) for row in rows]

@@ -1,18 +1,40 @@
-"""`ine calibrate`: set a gate's threshold from benign prompts."""
+"""`ine calibrate`: train a gate and set its threshold from benign prompts."""
 
 import json
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ine.cli import choose, options
+from ine.cli.calibrate_pictures import (
+    Pictures,
+    benign_pictures,
+    implying_pictures,
+    recipe_for,
+)
+from ine.cli.command import IneCommand, expert
+from ine.cli.model import ModelOptions, OpenModel
 from ine.cli.progress import bar
+from ine.cli.sampling import SamplingOptions
+from ine.cli.writing import claim_file
+
+if TYPE_CHECKING:
+    from ine.calibration.gates import Gates
+    from ine.embeddings.embedding import ConceptEmbedding
+    from ine.guidance.gate_file import Calibration
+    from ine.recipe import ConceptRecipe
+    from ine.sampling import SamplerSettings
 
 log = logging.getLogger("ine")
 
+LOOK_AHEAD_STEPS = 5
+"""`ine.guidance.look_ahead.STEPS`, written out since reading that imports torch."""
 
-@click.command()
+
+@click.command(cls=IneCommand)
 @click.argument(
     "embedding_files",
     metavar="EMBEDDING...",
@@ -20,205 +42,192 @@ log = logging.getLogger("ine")
     required=True,
     type=click.Path(path_type=Path),
 )
-@options.unet
-@options.model
+@options.opening
 @click.option(
     "--prompts",
     type=click.Path(path_type=Path),
     metavar="FILE",
     help="Benign prompts: a file or a set, as `ine generate` reads them; without it, the recipe's "
-    "set `benign`.",
+    "benign prompts and those that erasers preserve.",
 )
+@options.prompt_rows
 @click.option(
     "--concept",
     metavar="NAME|FILE",
-    help="Recipe with benign and tuning prompts; default the one that the embedding names.",
-)
-@click.option("--negative-prompt", default="", metavar="TEXT", help="Text beside the embeddings.")
-@options.several
-@click.option(
-    "--gate",
-    "gate_name",
-    type=click.Choice(["presence", "posterior", "recognition"]),
-    default="presence",
-    show_default=True,
-    help="What the gate looks at.",
-)
-@click.option(
-    "--measure",
-    type=click.Choice(["cosine", "residual"]),
-    help="presence: how directions are compared (default cosine).",
+    help="Recipe with benign and tuning prompts; default: the one that the embedding names.",
 )
 @click.option(
     "--false-open",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    type=options.FiniteRange(0, 1, min_open=True, max_open=True),
     default=0.01,
     show_default=True,
     metavar="RATE",
-    help="Share of benign pictures for which the gate may open.",
+    help="Largest share of benign pictures for which the gate may open.",
 )
 @click.option(
     "--pictures",
     type=click.IntRange(1),
     metavar="N",
-    help="Benign pictures to watch (default twice what the rate needs, 200 for 0.01).",
+    help="Benign pictures to generate (default: twice what the rate needs, 200 for 0.01).",
 )
 @click.option(
     "--examples",
     type=click.IntRange(64),
     metavar="N",
-    help="recognition: pictures of each kind to learn from (default 512).",
+    default=512,
+    show_default=True,
+    help="Pictures of each kind to learn from.",
 )
-@click.option(
+@expert(
     "--base-examples",
     is_flag=True,
-    help="recognition: learn from the base model's pictures of the concept too, for a concept of "
-    "many faces.",
+    help="Learn from the base model's pictures of the concept too, for a concept whose members "
+    "look different.",
+)
+@expert(
+    "--look-ahead",
+    "ahead_steps",
+    type=click.IntRange(1, 50),
+    metavar="K",
+    default=LOOK_AHEAD_STEPS,
+    show_default=True,
+    help="Coarse steps of the look-ahead.",
 )
 @options.seed
-@options.sampling
-@options.clip_skip
+@options.sampler_and_clip_skip
 @options.out
 @options.force
-@options.device
-@options.dtype
 @options.json_output
 def calibrate(
-    embedding_files,
-    unet,
-    model,
-    prompts,
-    concept,
-    negative_prompt,
-    several,
-    gate_name,
-    measure,
-    false_open,
-    pictures,
-    examples,
-    base_examples,
-    seed,
-    steps,
-    scheduler,
-    guidance_scale,
-    batch,
-    clip_skip,
-    out,
-    force,
-    device,
-    dtype,
-    as_json,
-):
-    """Set a gate's threshold from benign prompts, and write it beside the embedding.
+    embedding_files: tuple[Path, ...],
+    model: ModelOptions,
+    prompts: Path | None,
+    filters: Mapping[str, Any],
+    concept: str | None,
+    false_open: float,
+    pictures: int | None,
+    examples: int,
+    base_examples: bool,
+    ahead_steps: int,
+    seed: int,
+    sampling: SamplingOptions,
+    out: Path | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Train a probe gate that recognises the concept, set its threshold, and write it.
 
-    Benign pictures are begun undefended while the gate watches; its threshold is set so that it
-    would open for the wanted share of them. How often it opens on the recipe's tuning prompts,
-    which imply the concept, is told too: a gate that stays closed there defends nothing.
-    Calibrate with the settings with which pictures will be made.
-
-    --gate recognition first learns from pictures that the unlearned model draws with the
-    embedding in the prompt and without it, as the recipe's detector tells them apart. What was
-    drawn is kept in OUT.run as activations, so an interrupted run goes on.
+    The gate asks its probe after a look ahead of K coarse steps, before a picture's first step,
+    and for --restart at half the run. The probe learns from pictures that the unlearned model
+    draws with the embedding in the prompt and without it, labelled by the recipe's detector.
+    Activations are kept in OUT.run, so an interrupted run is resumed. The thresholds of both looks
+    are then set on benign pictures, undefended: the gate opens for at most the wanted share of
+    them. The command also prints how often it opens on the recipe's tuning prompts, which imply
+    the concept: a gate that stays closed there defends nothing. Calibrate with the sampler
+    settings that you will use.
     """
-    if measure and gate_name != "presence":
-        raise click.UsageError(f"--measure needs --gate presence: {gate_name}'s has none")
-    from ine.embedding import read_embedding, tell_fits
-    from ine.files import check_free
-    from ine.guidance import calibrate as library
-    from ine.guidance.negative import join_or_match
-    from ine.sampling import sample_latents
+    from ine.calibration.gates import calibrate_gates, looks_at
+    from ine.embeddings.embedding import read_embedding
+    from ine.guidance.gate_file import write_calibration
 
-    count = pictures or 2 * (library.fewest_pictures(false_open) + 1)
-    library.threshold_for([0.0] * count, false_open)  # too few are refused before any work
-    out = out or library.gate_path(embedding_files)
-    check_free(out, force)
+    count, out = _checked(embedding_files, false_open, pictures, out, force)
     embeddings = tuple(read_embedding(path) for path in embedding_files)
-    negative = join_or_match(negative_prompt, embeddings, several)
-    learning = gate_name == "recognition"
-    for option, given in (("--examples", examples), ("--base-examples", base_examples)):
-        if given and not learning:
-            raise click.UsageError(f"{option} needs --gate recognition: {gate_name} learns nothing")
-    recipe = _recipe(concept, embeddings, needed=prompts is None or learning)
-    benign = _benign(prompts, recipe, count, seed, wide=learning)
-    implying = _implying(recipe, min(count, 100), seed)
-
-    name, source = choose.base_name(model, embeddings, recipe, unet)
-    base = choose.load_base(name, source, device, dtype)
-    parts = choose.lay(base, unet, keep_base=bool(base_examples))
-    tell_fits(embeddings, parts)
-    sampler = choose.sampler(parts, scheduler, steps, guidance_scale, batch, clip_skip)
-    taught = {}
-    if learning:
-        drawer = base if base_examples else None
-        settings = (sampler, examples or 512, seed, out, drawer)
-        gate, taught = _taught(parts, recipe, embeddings, *settings)
-    else:
-        gate = library.GATES[gate_name](0.0, **({"measure": measure} if measure else {}))
-    with bar(len(benign[0]) + len(implying[0]), "pictures") as update:
-        settings = (negative, gate, sampler)
-        scores = library.gate_scores(sample_latents, parts, *benign, *settings, update)
-        tuning = library.gate_scores(
-            sample_latents, parts, *implying, *settings, lambda n: update(len(scores) + n)
+    recipe = recipe_for(concept, embeddings)
+    choose.check_filters(filters, [prompts])
+    benign = benign_pictures(prompts, recipe, count, seed, filters)
+    implying = implying_pictures(recipe, min(count, 100), seed)
+    chosen = model.choose(embeddings, recipe)
+    claim_file(out)
+    opened = chosen.open(keep_base=base_examples)
+    sampler = sampling.settings(opened.parts)
+    gates, taught = _teach(
+        *(opened, recipe, embeddings, sampler),
+        ahead_steps=ahead_steps,
+        count=examples,
+        seed=seed,
+        folder=out.with_name(out.name + ".run"),
+        base=opened.base if base_examples else None,
+    )
+    about = {"prompts": _prompts_record(prompts, recipe, benign), **taught, "seed": seed}
+    record = about | _run_record(opened, sampler, embeddings)
+    with bar(looks_at(gates, benign, implying), "pictures") as update:
+        found = calibrate_gates(
+            opened.parts, gates, sampler, benign, implying, false_open, record, update
         )
-    record = {
-        "prompts": {
-            "source": str(prompts.name) if prompts else f"recipe {recipe.name}, set benign",
-            "distinct": len(set(benign[0])),
-            "hash": library.prompts_hash(*benign),
-        },
-        **taught,
-        "seed": seed,
-        "sampler": library.sampler_record(sampler),
-        **library.provenance(parts, embeddings, negative_prompt, several),
+    write_calibration(found, out, force)
+    _print_result(found, out, as_json)
+
+
+def _checked(
+    embedding_files: Sequence[Path],
+    false_open: float,
+    pictures: int | None,
+    out: Path | None,
+    force: bool,
+) -> tuple[int, Path]:
+    """Return (benign pictures, the gate's file); what makes no sense is refused before any work."""
+    from ine.calibration.thresholds import fewest_pictures, threshold_for
+    from ine.files import check_free
+    from ine.guidance.gate_file import check_gate_path, gate_path
+
+    count = pictures or 2 * (fewest_pictures(false_open) + 1)
+    threshold_for([0.0] * count, false_open)
+    out = out or gate_path(embedding_files)
+    check_gate_path(out)
+    check_free(out, force)
+    return count, out
+
+
+def _run_record(
+    opened: OpenModel, sampler: "SamplerSettings", embeddings: Sequence["ConceptEmbedding"]
+) -> dict[str, Any]:
+    """Return what the gate's file states about sampler, model and embeddings."""
+    from ine.calibration.check import provenance, sampler_record
+
+    return {"sampler": sampler_record(sampler), **provenance(opened.parts, embeddings)}
+
+
+def _prompts_record(file: Path | None, recipe: "ConceptRecipe", benign: Pictures) -> dict[str, Any]:
+    """Return what the gate's file states about the benign prompts."""
+    from ine.calibration.check import prompts_hash
+
+    return {
+        "source": file.name if file else f"recipe {recipe.name}, benign and preserved",
+        "distinct": len(set(benign[0])),
+        "hash": prompts_hash(*benign),
     }
-    found = library.calibrated(gate, scores, false_open, record)
-    found.record["open_on_tuning"] = library.open_share(found.gate, tuning) if tuning else None
-    library.write_calibration(found, out, force)
-    _tell(found, out, as_json)
 
 
-def _taught(parts, recipe, embeddings, sampler, count, seed, out, base):
-    """Return (a `Recognition` without a threshold, what the record says of its examples)."""
-    from ine.embedding import fingerprints
-    from ine.guidance.recognition import QUERIES, Recognition
-    from ine.inversion.examples import teach_probes
-    from ine.judging.detectors import load_detector
-    from ine.judging.rules import find_rule
+def _teach(
+    opened: OpenModel,
+    recipe: "ConceptRecipe",
+    embeddings: Sequence["ConceptEmbedding"],
+    sampler: "SamplerSettings",
+    **examples: Any,
+) -> tuple["Gates", dict[str, Any]]:
+    """Return what `teach_gates` does, with a progress bar."""
+    from ine.calibration.gates import teach_gates
 
-    rule = find_rule(recipe.pictures.rule)
-    done = 0
-    with bar((2 + bool(base)) * count, "examples") as update:
+    done, base = 0, examples["base"]
+    with bar((2 + (base is not None)) * examples["count"], "examples") as update:
 
-        def told(pictures):
+        def advance(pictures: int) -> None:
             nonlocal done
             done += pictures
             update(done)
 
-        probes, record = teach_probes(
-            parts,
-            recipe,
-            embeddings,
-            sampler,
-            QUERIES,
-            rule,
-            load_detector(rule.detector),
-            count=count,
-            seed=seed,
-            folder=out.with_name(out.name + ".run"),
-            key=fingerprints(parts)["ine.unet_fingerprint"],
-            told=told,
-            base=base,
-        )
-    gate = Recognition(0.0, probes, QUERIES, recipe.name)
-    return gate, {"examples": {**record, "rule": rule.name}}
+        return teach_gates(opened.parts, recipe, embeddings, sampler, progress=advance, **examples)
 
 
-def _tell(found, out, as_json):
+def _print_result(found: "Calibration", out: Path, as_json: bool) -> None:
+    """Print the threshold and how often the gate opens."""
     if as_json:
-        click.echo(json.dumps({"out": str(out), **json.loads(out.read_text())}, indent=2))
+        from ine.guidance.gate_file import summary
+
+        click.echo(json.dumps({"out": str(out), **summary(found)}, indent=2))
         return
     benign, tuning = found.record["false_open"], found.record["open_on_tuning"]
-    click.echo(f"threshold {found.gate.threshold:g}")
+    click.echo(f"threshold {found.threshold:g}")
     click.echo(
         f"open on {benign['opened']} of {benign['pictures']} benign pictures "
         f"(wanted at most {benign['wanted']:g})"
@@ -227,56 +236,7 @@ def _tell(found, out, as_json):
         click.echo(f"open on {tuning['opened']} of {tuning['pictures']} of the tuning prompts")
         if not tuning["opened"]:
             log.warning(
-                "the gate stays closed on all tuning prompts, so behind it nothing is defended; "
-                "allow a larger --false-open, or try another --measure or --gate"
+                "the gate stays closed on all tuning prompts, so guidance behind it does nothing; "
+                "allow a larger --false-open, or learn from more --examples"
             )
     click.echo(f"wrote {out}")
-
-
-def _recipe(concept, embeddings, needed):
-    """Return the recipe of `--concept`, else that of the first embedding that names one."""
-    from ine.errors import PromptError
-
-    found = choose.recipe_of(concept, embeddings)
-    if found is None and needed:
-        raise PromptError(
-            "no benign prompts: the embedding names no shipped recipe; give --prompts FILE or "
-            "--concept NAME"
-        )
-    return found
-
-
-def _benign(file, recipe, count, seed, wide=False):
-    """Return (prompts, seeds) of the benign pictures; `wide` adds what erasers shall preserve."""
-    from ine.errors import RecipeError
-    from ine.inversion.examples import benign_templates, filled
-
-    if file:
-        return _spread(choose.read_prompts((), file), count, seed, "benign")
-    templates = benign_templates(recipe) if wide else recipe.prompt_sets.get("benign")
-    if not templates:
-        raise RecipeError(
-            f"recipe {recipe.name}: has no prompt_sets.benign; add it, or give --prompts FILE"
-        )
-    return _spread(filled(recipe, templates, recipe.prompt_nouns), count, seed, "benign")
-
-
-def _implying(recipe, count, seed):
-    """Return (prompts, seeds) of the recipe's tuning prompts; of none where it has none."""
-    from ine.recipe import pairs
-
-    if recipe is None or recipe.tuning is None:
-        return [], []
-    tuning = recipe.tuning
-    filled = [recipe.fill(t, n) for t, n in pairs(tuning.prompts, tuning.nouns)]
-    return _spread(filled, count, seed, "tuning")
-
-
-def _spread(texts, count, seed, kind):
-    """Return `count` prompts, repeated where there are fewer, and a seed for each."""
-    from ine.inversion.preview import choose as choose_prompts
-    from ine.runtime import seed_for
-
-    # Seeds of their own: those of reported figures must stay fresh.
-    seeds = [seed_for(seed, "calibrate", kind, i) % 2**32 for i in range(count)]
-    return choose_prompts(texts, count, seed, "calibrate", kind), seeds

@@ -1,21 +1,29 @@
-"""`ine compare`: look at methods side by side before choosing one."""
+"""`ine compare`: compare guidance methods side by side before choosing one."""
 
-import json
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ine.cli import choose, options
+from ine.cli.command import IneCommand, expert
+from ine.cli.model import ModelOptions, OpenModel
+from ine.cli.printing import echo_report
 from ine.cli.progress import bar
+from ine.cli.writing import claim_folder
+
+if TYPE_CHECKING:
+    from ine.recipe import ConceptRecipe
+    from ine.sampling import SamplerSettings
+    from ine.studies.comparison import Choice
 
 log = logging.getLogger("ine")
 
 
-@click.command()
-@click.option(
-    "--concept", required=True, metavar="NAME|FILE", help="A shipped recipe's name or a YAML file."
-)
+@click.command(cls=IneCommand)
+@options.concept
 @click.option(
     "--prompt",
     "given",
@@ -29,20 +37,21 @@ log = logging.getLogger("ine")
     metavar="FILE",
     help="Prompts to show: a file or a set, as `ine generate` reads them.",
 )
+@options.prompt_rows
 @click.option(
     "--negative-embedding",
     "embedding_files",
     multiple=True,
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Embedding to compare with words; several are joined, and matched.",
+    help="Embedding to compare with words; several are joined.",
 )
 @click.option(
     "--guidance",
     "methods",
     multiple=True,
     metavar="NAME",
-    help="Method to compare: cfg, additive, sld, safree or dynamic; may be repeated. Without any: "
+    help="Method to compare: cfg, additive, sld, safree, vl-dnp; may be repeated. Without any: "
     "the first four.",
 )
 @click.option(
@@ -56,24 +65,28 @@ log = logging.getLogger("ine")
     "gate_file",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="A gate of `ine calibrate`: methods with a strength also as `--rewind` uses them.",
+    help="A gate of `ine calibrate`: methods with a strength also as `--restart` uses them.",
 )
-@click.option(
+@expert(
+    "--observer",
+    metavar="SPEC",
+    help="What looks at previews for vl-dnp, as in `ine observe`.",
+)
+@expert(
     "--implying",
     default="implying_tuning",
     show_default=True,
     metavar="SET|FILE",
     help="Prompts that imply the concept: a prompt set of the recipe, or a file.",
 )
-@click.option(
+@expert(
     "--benign",
     default="benign",
     show_default=True,
     metavar="SET|FILE",
     help="Prompts that should not change.",
 )
-@options.unet
-@options.model
+@options.opening
 @click.option(
     "--count",
     type=click.IntRange(2),
@@ -81,113 +94,129 @@ log = logging.getLogger("ine")
     show_default=True,
     help="Pictures per point of the frontier and prompt set.",
 )
-@click.option("--steps", type=click.IntRange(1, 1000), help="Denoising steps; else the recipe's.")
-@click.option("--batch", type=click.IntRange(1), help="Pictures made together (mini 48, else 4).")
-@click.option(
-    "--flagged",
-    "blur",
-    type=click.Choice(["click", "hide", "show"]),
-    help="Flagged pictures: blurred until clicked, not in the file, or shown (click; hide for "
-    "recipes about people).",
-)
+@expert("--steps", type=click.IntRange(1, 1000), help="Denoising steps; else the recipe's.")
+@expert("--batch", type=click.IntRange(1), help="Pictures per batch (mini 48, else 4).")
+@options.flagged
 @options.seed
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=options.OutPath(),
     default=Path("ine-compare"),
     show_default=True,
     help="Folder for the report and its cells.",
 )
-@options.device
-@options.dtype
 @options.json_output
 def compare(
-    concept,
-    given,
-    prompts,
-    embedding_files,
-    methods,
-    strengths,
-    gate_file,
-    implying,
-    benign,
-    unet,
-    model,
-    count,
-    steps,
-    batch,
-    blur,
-    seed,
-    out,
-    device,
-    dtype,
-    as_json,
-):
+    concept: str,
+    given: tuple[str, ...],
+    prompts: Path | None,
+    filters: Mapping[str, Any],
+    embedding_files: tuple[Path, ...],
+    methods: tuple[str, ...],
+    strengths: tuple[str, ...],
+    gate_file: Path | None,
+    observer: str | None,
+    implying: str,
+    benign: str,
+    model: ModelOptions,
+    count: int,
+    steps: int | None,
+    batch: int | None,
+    blur: str | None,
+    seed: int,
+    out: Path,
+    as_json: bool,
+) -> None:
     """Compare guidance methods, with words and with an embedding, on the same prompts and seeds.
 
+    Options that choose rows of prompt files apply to every file that is given.
+
     The report shows pictures side by side, and for a sweep of strengths how much of the concept
-    is left against how much of benign pictures is kept. What is finished in --out is kept.
+    remains and how much of benign pictures is preserved. Finished work in --out is kept.
     """
-    from ine.embedding import read_embedding
-    from ine.evaluation.compare import USUAL, Choice, find_method, read_strengths, run_compare
-    from ine.evaluation.compare import compare as prepare
-    from ine.evaluation.report import text_table
-    from ine.guidance.calibrate import check_calibrated, read_calibration
+    from ine.embeddings.embedding import read_embedding
+    from ine.evaluation.grid import GridModel
     from ine.recipe import load_recipe
-    from ine.sampling import SamplerSettings
-    from ine.text import Reading
+    from ine.recipe.loading import find_recipe
+    from ine.studies.compare import check, run_compare
+    from ine.studies.comparison import MODEL, Comparison
+    from ine.studies.grids import unet_texts
 
     recipe = load_recipe(concept)
-    names = tuple(dict.fromkeys(find_method(name).name for name in methods)) or USUAL
-    choice = Choice(
-        methods=names,
-        strengths=read_strengths(strengths, names),
-        prompts=_prompts(given, prompts),
-        implying=_set(recipe, implying),
-        benign=_set(recipe, benign),
-        count=count,
-        seed=seed,
-    )
+    texts = _prompts(recipe, given, prompts, {"implying": implying, "benign": benign}, filters)
+    seen_by = {"observer": observer, "look_for": str(find_recipe(concept).absolute())}
+    choice = _choice(methods, strengths, count=count, seed=seed, **texts, **seen_by)
     embeddings = tuple(read_embedding(path) for path in embedding_files)
-    name, source = choose.base_name(model, embeddings, recipe=recipe, unet=unet)
-    base = choose.load_base(name, source, device, dtype)
-    parts = choose.lay(base, unet, keep_base=False)
-    if not unet:
+    chosen = model.choose(embeddings, recipe)
+    claim_folder(out)
+    opened = chosen.open(keep_base=False, check_fits=False)
+    if not model.unet:
         log.warning("no --unet: the base model is compared, which still knows the concept's words")
-    sampler = SamplerSettings(
+    found = Comparison(
+        parts=opened.parts,
+        model=GridModel(name=MODEL, model=chosen.name, unet=unet_texts(model.unet)),
+        recipe=recipe,
+        files=embedding_files,
+        choice=choice,
+        sampler=_sampler(opened, recipe, steps, batch),
+        folder=out,
+        gate=gate_file,
+    )
+    check(found)
+    with bar(found.total(), "pictures") as update:
+        page, table = run_compare(found, blur, update)
+    echo_report(page, as_json, table)
+
+
+def _choice(methods: Sequence[str], strengths: Sequence[str], **more: Any) -> "Choice":
+    """Return the `Choice` of `--guidance`, `--strengths` and `more` of its fields."""
+    from ine.guidance.table import find_method
+    from ine.studies.compare import read_strengths
+    from ine.studies.comparison import USUAL, Choice
+
+    names = tuple(dict.fromkeys(find_method(name).name for name in methods)) or USUAL
+    return Choice(methods=names, strengths=read_strengths(strengths, names), **more)
+
+
+def _sampler(
+    opened: OpenModel, recipe: "ConceptRecipe", steps: int | None, batch: int | None
+) -> "SamplerSettings":
+    """Return the recipe's sampler, with steps and batch of the options."""
+    from ine.sampling import SamplerSettings
+    from ine.text.encode import TextOptions
+
+    return SamplerSettings(
         steps=steps or (recipe.tuning.steps if recipe.tuning else 50),
         guidance_scale=(recipe.tuning or recipe.pictures).guidance_scale,
-        batch=batch or parts.traits.compared,
-        reading=Reading(weights=True),
+        batch=batch or opened.parts.family_info.compared,
+        reading=TextOptions(weights=True),
     )
-    gate = None
-    if gate_file:
-        calibration = read_calibration(gate_file)
-        gate = calibration.gate
-        for note in check_calibrated(calibration, embeddings, parts, sampler):
-            log.info("note: %s", note)
-    found = prepare(parts, recipe, embeddings, choice, sampler, out, gate=gate)
-    with bar(found.total(), "cells") as update:
-        path, table = run_compare(found, blur, on_cell=lambda done, label: update(done))
-    if as_json:
-        figures = json.loads((path.parent / "report.json").read_text())
-        click.echo(json.dumps({"report": str(path), **figures}, indent=2, ensure_ascii=False))
-        return
-    click.echo(text_table(table))
-    click.echo(f"report: {path}")
 
 
-def _prompts(given, file):
-    """Return the prompts to show; none is fine."""
-    if not given and not file:
-        return ()
-    return tuple(choose.read_prompts(given, file))
+def _prompts(
+    recipe: "ConceptRecipe",
+    given: tuple[str, ...],
+    file: Path | None,
+    sets: Mapping[str, str],
+    filters: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return what `Choice` says of prompts: those to show, and the sets, of files where files are.
 
+    Args:
+        recipe: Its prompt sets come first.
+        given: Texts to show.
+        file: Of more to show.
+        sets: {field: name of a prompt set, or file}.
+        filters: Values of `options.prompt_rows`.
+    """
+    from ine.prompts.reading import is_there
 
-def _set(recipe, given):
-    """Return the name of a prompt set, or the prompts of a file."""
-    from ine.prompts.finding import is_there
-
-    if given in recipe.prompt_sets or not is_there(given):
-        return given
-    return tuple(choose.read_prompts((), Path(given)))
+    known = recipe.prompt_sets
+    files = [name for name, text in sets.items() if text not in known and is_there(text)]
+    choose.check_filters(filters, [file, *files])
+    found: dict[str, Any] = {**sets}
+    for name in files:
+        found[name] = tuple(choose.read_prompt_file(Path(sets[name]), filters))
+    if given or file:
+        found["prompts"] = tuple(choose.read_prompts(given, file, filters if file else None))
+    return found

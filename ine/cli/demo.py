@@ -1,32 +1,38 @@
-"""`ine demo`: the whole story on the bundled model, with a report."""
+"""`ine demo`: all steps on the bundled model, with a report."""
 
-import json
 import logging
 from pathlib import Path
 
 import click
 
 from ine.cli import options
+from ine.cli.command import IneCommand
+from ine.cli.printing import echo_report
+from ine.cli.writing import claim_folder
 
 log = logging.getLogger("ine")
 
-METHODS = ("uce", "esd")
+CONCEPTS, METHODS = ("fire", "weapon"), ("uce", "esd")
 
 
-@click.command()
+@click.command(cls=IneCommand)
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=options.OutPath(),
     default=Path("ine-demo"),
     show_default=True,
-    help="Folder for weights, embedding, cells and report.html.",
+    help="Folder for weights, embedding, gate, pictures and report.html.",
 )
-@click.option("--full", is_flag=True, help="Both erasers and concepts, controls, seeds: hours.")
+@click.option(
+    "--full",
+    is_flag=True,
+    help="Both erasers and concepts, with controls and several seeds; takes hours.",
+)
 @click.option(
     "--concept",
     "concepts",
     multiple=True,
-    type=click.Choice(["fire", "weapon"]),
+    type=click.Choice(CONCEPTS),
     help="--full: only this concept; may be repeated.",
 )
 @click.option(
@@ -38,33 +44,31 @@ METHODS = ("uce", "esd")
 )
 @options.seed
 @options.json_output
-def demo(out, full, concepts, methods, seed, as_json):
-    """Unlearn, invert, generate, judge and report on the bundled model.
+def demo(
+    out: Path,
+    full: bool,
+    concepts: tuple[str, ...],
+    methods: tuple[str, ...],
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Unlearn, defend, generate, judge and report on the bundled model.
 
-    Nothing is downloaded; about three minutes on two cores. What is finished in --out is kept,
-    so an interrupted demo goes on where it stopped.
+    Nothing is downloaded; it takes at most two minutes on two cores. Give an interrupted command
+    again to resume it. It is `ine unlearn` and `ine defend`, with fewer pictures.
     """
-    from ine.evaluation.report import text_table
-
     if not full and (concepts or methods):
         raise click.UsageError("--concept and --method choose parts of --full; give --full too")
     if full and seed:
         raise click.UsageError("--seed is for the quick demo; --full runs several seeds of its own")
     if full:
-        from ine.evaluation.full import run_full
+        from ine.studies.full import run_full
 
-        path = run_full(out, concepts=concepts or ("fire", "weapon"), methods=methods or METHODS)
-        if as_json:
-            click.echo((path.parent / "report.json").read_text())
-            return
-        click.echo(f"report: {path}")
+        page = run_full(out, concepts=concepts or CONCEPTS, methods=methods or METHODS)
+        echo_report(page, as_json)
         return
-    from ine.evaluation.demo import run_demo
+    from ine.studies.demo import run_demo
 
-    path, table, seconds = run_demo(out, seed=seed, tell=log.info)
-    if as_json:
-        figures = json.loads((path.parent / "report.json").read_text())
-        click.echo(json.dumps({"report": str(path), "seconds": seconds, **figures}, indent=2))
-        return
-    click.echo(text_table(table))
-    click.echo(f"report: {path}")
+    claim_folder(out)
+    page, table, seconds = run_demo(out, seed=seed, tell=log.info)
+    echo_report(page, as_json, table, seconds=seconds)

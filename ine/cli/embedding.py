@@ -1,26 +1,52 @@
-"""`ine embedding`: what is in an embedding file, and the same in other programs' layouts."""
+"""`ine embedding`: inspect an embedding file, check it, convert it for other programs."""
+
+from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ine.cli import options
+from ine.cli.choices import TARGETS
+from ine.cli.command import IneSubgroup
 from ine.cli.printing import printable
 from ine.cli.verify import verify
+
+if TYPE_CHECKING:
+    import torch
+
+    from ine.embeddings.embedding import ConceptEmbedding
+    from ine.embeddings.reading import FileEmbedding
 
 WARNING = (
     "Used as a PROMPT this embedding brings the concept back, also on models that unlearned it. "
     "Keep embeddings of real harms private."
 )
 
+UNMARKED = (
+    "The file does not say whether it belongs into the prompt or into the negative prompt. Used as "
+    "a PROMPT, an embedding brings what it stands for."
+)
+"""The warning for files of other programs, for which `WARNING` may not hold."""
+
 LINES = ("base", "unet", "method", "steps", "recovery", "seed", "recipe_hash", "versions")
-"""Header keys under `ine.` that are shown, in order; "not stated" where a file lacks one."""
+"""Header keys under `ine.` that are shown, in order; "not stated" if a file lacks one."""
 
 
-@click.group()
-def embedding():
-    """Look into embedding files, and convert them.
+DEFENCE_LINES = {
+    **{key: key for key in ("guidance", "strength", "preset", "window", "left", "undefended")},
+    "look_ahead": "look ahead",
+    "preservation": "preserved",
+}
+"""Header key under `ine.defence.` -> what it is called; shown where `ine defend` wrote it."""
+
+
+@click.group(cls=IneSubgroup)
+def embedding() -> None:
+    """Inspect, check and convert embedding files.
 
     FILE is an embedding of `ine` or of another program: .safetensors, .pt, .bin, or a picture
     of A1111 with an embedding inside.
@@ -30,11 +56,11 @@ def embedding():
 @embedding.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with the whole header.")
-def show(file, as_json):
+def show(file: Path, as_json: bool) -> None:
     """Show what FILE holds and where it comes from."""
-    from ine.embedding import read_embedding
+    from ine.embeddings.reading import read_file
 
-    facts = describe(file, read_embedding(file))
+    facts = describe(file, read_file(file))
     if as_json:
         click.echo(json.dumps(facts, indent=2, ensure_ascii=False))
     else:
@@ -45,7 +71,7 @@ def show(file, as_json):
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option(
     "--to",
-    type=click.Choice(["universal", "a1111-pt", "diffusers", "sdxl"]),
+    type=click.Choice(TARGETS),
     default="universal",
     show_default=True,
     help="Layout: one .safetensors that every program loads; A1111's .pt; a folder for "
@@ -53,42 +79,88 @@ def show(file, as_json):
 )
 @click.option("--name", metavar="WORD", help="New trigger; default the file's own.")
 @click.option("--author", metavar="TEXT", help="Author, for the header that UIs show.")
+@click.option(
+    "--negative",
+    is_flag=True,
+    help="Mark it as one for the negative prompt, if its file does not say so; files of ine do.",
+)
 @options.out
 @options.force
 @options.json_output
-def convert(file, to, name, author, out, force, as_json):
-    """Write the embedding in FILE in the layout that another program asks for.
+def convert(
+    file: Path,
+    to: str,
+    name: str | None,
+    author: str | None,
+    negative: bool,
+    out: Path | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Write the embedding in FILE in the layout of another program.
 
-    The file is named after the trigger, since most programs take the one for the other. Names
-    that some program would misread are refused. What was written is read back and compared.
+    The file is named after the trigger, since most programs take the file name as the trigger.
+    Names that some program would misread are refused. The written file is read back and compared.
     """
-    from ine.formats.export import convert_embedding
-    from ine.formats.uses import uses_of
+    from ine.embeddings.export import convert_embedding
+    from ine.embeddings.uses import diffusers_calls, uses_of
 
-    written, made = convert_embedding(file, to, name, out, force, author)
+    written, made = convert_embedding(file, to, name, out, force, author, negative)
     uses = uses_of(made, to)
+    calls = diffusers_calls(written) if to == "diffusers" else []
     if as_json:
-        facts = {
-            "files": [str(path) for path in written],
-            "trigger": made.trigger,
-            "family": made.family,
-            "vectors": [list(v.shape) for v in made.vectors],
-            "uses": [dict(zip(("program", "place", "type"), use, strict=True)) for use in uses],
-            "warning": WARNING,
-        }
+        facts = _converted_facts(written, made, uses, calls)
         click.echo(json.dumps(facts, indent=2, ensure_ascii=False))
         return
     for path, vectors in zip(written, _per_file(made.vectors, written), strict=True):
         click.echo(f"wrote {path}: {vectors}, trigger {made.trigger!r}")
     if uses:
-        click.echo("\nIn the negative prompt:")
+        click.echo(f"\nIn the {'' if made.negative else 'prompt, or in the '}negative prompt:")
         wide = max(len(program) for program, _, _ in uses)
         for program, _, typed in uses:
             click.echo(f"  {program:<{wide}}  {typed}")
-    click.echo(f"\n{WARNING}")
+    click.echo("\n".join(_call_lines(calls)), nl=bool(calls))
+    click.echo(f"\n{_warning(made)}")
 
 
-def _per_file(vectors, files):
+def _warning(found: FileEmbedding | ConceptEmbedding) -> str:
+    """Return the warning about an embedding that is used as a prompt."""
+    return WARNING if found.negative else UNMARKED
+
+
+def _converted_facts(
+    written: Sequence[Path],
+    made: ConceptEmbedding,
+    uses: Sequence[tuple[str, str, str]],
+    calls: Sequence[str],
+) -> dict[str, Any]:
+    """Return what was written and how programs use it, as plain values for JSON."""
+    return {
+        "files": [str(path) for path in written],
+        "trigger": made.trigger,
+        "family": made.family,
+        "vectors": [list(v.shape) for v in made.vectors],
+        "negative": made.negative,
+        "uses": [dict(zip(("program", "place", "type"), use, strict=True)) for use in uses],
+        "calls": calls,
+        "warning": _warning(made),
+    }
+
+
+def _call_lines(calls: list[str]) -> list[str]:
+    """Return how a folder for diffusers is loaded, as lines for a person."""
+    if not calls:
+        return []
+    head = "The call:"
+    if len(calls) > 1:
+        head = (
+            "Both calls are needed. After one alone diffusers says nothing, and the other text "
+            "encoder\nreads the trigger as ordinary words:"
+        )
+    return ["", head, *(f"  {call}" for call in calls)]
+
+
+def _per_file(vectors: Sequence[torch.Tensor], files: Sequence[Path]) -> list[str]:
     """Return what each file holds, "4 x 768": all of it, or one encoder's vectors each."""
     sizes = [f"{len(v)} x {v.shape[1]}" for v in vectors]
     return sizes if len(files) == len(sizes) else [" + ".join(sizes)]
@@ -96,19 +168,16 @@ def _per_file(vectors, files):
 
 @embedding.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option(
-    "--out", type=click.Path(path_type=Path), help="Where to write; without it, to stdout."
-)
+@click.option("--out", type=options.OutPath(), help="File to write; without it, standard output.")
 @options.force
-def card(file, out, force):
+def card(file: Path, out: Path | None, force: bool) -> None:
     """Write a model card for FILE: figures, intended use, limits, and the warning.
 
-    All of it is from the file's header; what that does not say is "not stated". Nothing is
-    uploaded anywhere.
+    It is made from the file's header; what is missing there is "not stated". Nothing is uploaded.
     """
-    from ine.embedding import read_embedding
+    from ine.embeddings.card import model_card
+    from ine.embeddings.embedding import read_embedding
     from ine.files import check_free, sha256_of, write_text
-    from ine.formats.card import model_card
 
     text = model_card(read_embedding(file), sha256_of(file.read_bytes()))
     if out is None:
@@ -119,35 +188,48 @@ def card(file, out, force):
     click.echo(f"wrote {out}")
 
 
-def describe(file, found):
-    """Return the facts of a `ConceptEmbedding` as plain values for JSON."""
+def describe(file: Path, found: FileEmbedding) -> dict[str, Any]:
+    """Return the facts of an embedding file as plain values for JSON."""
+    import numpy as np
+
+    from ine.families import family_of
+
+    norms = [np.linalg.norm(v.astype(np.float64), axis=1) for v in found.vectors]
     return {
         "file": str(file),
         "concept": found.concept,
         "trigger": found.trigger,
         "vectors": [list(v.shape) for v in found.vectors],
-        "family": found.family,
-        "norms": [[round(x, 6) for x in v.norm(dim=1).tolist()] for v in found.vectors],
+        "family": family_of(sum(v.shape[1] for v in found.vectors)).name,
+        "negative": found.negative,
+        "norms": [[round(x, 6) for x in row.tolist()] for row in norms],
         "metadata": dict(sorted(found.metadata.items())),
-        "warning": WARNING,
+        "warning": _warning(found),
     }
 
 
-def as_lines(facts):
+def as_lines(facts: dict[str, Any]) -> list[str]:
     """Return the facts as lines for a person."""
     rows = {
         "concept": facts["concept"],
         "trigger": facts["trigger"],
         "vectors": " + ".join(f"{n} x {d}" for n, d in facts["vectors"]),
         "family": facts["family"],
+        "belongs in": "the negative prompt" if facts["negative"] else "not stated",
     }
     for key in LINES:
         rows[key.replace("_", " ")] = facts["metadata"].get(f"ine.{key}", "not stated")
+    for key, name in DEFENCE_LINES.items():
+        if value := facts["metadata"].get(f"ine.defence.{key}"):
+            rows[name] = value
     rows["norms"] = " + ".join(
         " ".join(f"{norm:.3f}" for norm in norms) for norms in facts["norms"]
     )
     rows["written by"] = f"ine {facts['metadata'].get('ine.version', 'not stated')}"
-    return [f"{name:<12}{printable(value)}" for name, value in rows.items()] + ["", WARNING]
+    return [f"{name:<12}{printable(value)}" for name, value in rows.items()] + [
+        "",
+        facts["warning"],
+    ]
 
 
 embedding.add_command(verify)

@@ -1,27 +1,30 @@
-"""`ine evaluate`: run a grid, resume it, share it, score it."""
+"""`ine evaluate`: run a grid in one or several processes, resume it, score it."""
 
 import json
 import logging
 import re
 import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ine.cli import options
+from ine.cli.command import IneCommand
+from ine.cli.evaluate_plan import duration, print_plan
 from ine.cli.progress import bar
+from ine.cli.writing import join_folder
+
+if TYPE_CHECKING:
+    from ine.evaluation.result import Run
+    from ine.evaluation.run import Progress
 
 log = logging.getLogger("ine")
 
 TELL_EVERY = 30
-"""Seconds between lines of progress where there is no terminal for a bar."""
-
-ROUNDS = 3
-"""How often pictures are made again that somebody removes between making and scoring."""
-
-
-FOLDER = click.Path(path_type=Path, readable=False)
-"""Whether it can be read and written turns out when it is, with advice."""
+"""Seconds between lines of progress if there is no terminal for a bar."""
 
 
 class Shard(click.ParamType):
@@ -29,7 +32,9 @@ class Shard(click.ParamType):
 
     name = "i/n"
 
-    def convert(self, value, param, ctx):
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int]:
         """Return (i, n), or fail."""
         if not isinstance(value, str):
             return value
@@ -39,24 +44,24 @@ class Shard(click.ParamType):
         return int(found[1]), int(found[2])
 
 
-@click.command()
+@click.command(cls=IneCommand)
 @click.argument("grid", metavar="GRID.yaml")
 @click.option(
     "--out",
-    type=FOLDER,
+    type=options.OutPath(),
     metavar="DIR",
-    help="Run folder; several processes may share it. Default ine-evaluate/NAME, after the grid.",
+    help="Run folder; several processes may share it. Default: ine-evaluate/NAME of the grid.",
 )
 @click.option(
     "--store",
-    type=FOLDER,
+    type=options.OutPath(),
     metavar="DIR",
     help="Folder for pictures that several grids share; without it the run folder.",
 )
 @click.option(
     "--dry-run",
     is_flag=True,
-    help="Show cells, pictures, U-Net evaluations and the time they take; make nothing.",
+    help="Show cells, pictures, U-Net evaluations (NFE) and time; make nothing.",
 )
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="At most N pictures per cell.")
 @click.option(
@@ -70,47 +75,76 @@ class Shard(click.ParamType):
     "--shard",
     type=Shard(),
     metavar="I/N",
-    help="Make only part I (from 0) of N of the work; whoever completes it scores.",
+    help="Do only part I (from 0) of N of the work; the process that completes the grid scores it.",
 )
 @options.force
 @options.device
 @options.dtype
 @options.json_output
-def evaluate(grid, out, store, dry_run, limit, only, shard, force, device, dtype, as_json):
-    """Run a grid: models x guidances x negatives x prompt sets x seeds; score it.
+def evaluate(
+    grid: str,
+    out: Path | None,
+    store: Path | None,
+    dry_run: bool,
+    limit: int | None,
+    only: tuple[str, ...],
+    shard: tuple[int, int] | None,
+    force: bool,
+    device: str,
+    dtype: str,
+    as_json: bool,
+) -> None:
+    """Run a grid of models, guidances, negatives, prompt sets and seeds; score it.
 
-    GRID.yaml is a file or the name of a shipped grid. Pictures are kept by what made them: a run
-    that was interrupted goes on where it stopped, a changed rule scores what is there, and other
-    grids with the same --store use it too. Start it several times, or with `accelerate launch`,
-    to share the work. --force gives the run folder of another grid to this one.
+    GRID.yaml is a file or the name of a shipped grid. Pictures are stored under what made them:
+    give an interrupted command again to resume it, change a rule to score the stored pictures
+    again, and share pictures between grids with --store. Start the command several times, or with
+    `accelerate launch`, to share the work. --force reuses the run folder of another grid.
     """
-    from ine.evaluation.engine import Share, enter_folder, prepare, run
-    from ine.evaluation.grid import load_grid
-    from ine.evaluation.grid_report import write_grid_report
-    from ine.evaluation.report import text_table
-    from ine.evaluation.results import figure_record, tables, write_results
+    from ine.evaluation.entering import enter_folder
+    from ine.evaluation.grid_file import load_grid
+    from ine.evaluation.prepare import prepare
+    from ine.evaluation.results import write_results
+    from ine.evaluation.run import Share, run, run_and_score
+    from ine.report.grid import write_grid_report
     from ine.runtime import process_place
 
     file = load_grid(grid)
     folder = out or Path("ine-evaluate") / file.grid.name
     if dry_run:
-        given = {"store": store, "only": only, "limit": limit, "device": device, "dtype": dtype}
-        tell_plan(prepare(file, folder, lenient=True, **given), as_json)
+        given: dict[str, Any] = {
+            "store": store,
+            "only": only,
+            "limit": limit,
+            "device": device,
+            "dtype": dtype,
+        }
+        print_plan(prepare(file, folder, lenient=True, **given), as_json)
         return
     rank, count, own = process_place(device)
     plan = prepare(file, folder, store=store, only=only, limit=limit, device=own, dtype=dtype)
-    enter_folder(plan, force)
+    enter_folder(plan, force, join_folder(folder, file.digest[:12]))
     share = Share(rank=rank, count=count, shard=shard)
-    with telling(quiet=rank > 0) as tell:
+    with ProgressReport(quiet=rank > 0) as progress:
         if rank > 0:  # the first one scores
-            run(plan, share, tell)
+            run(plan, share, progress)
             return
-        scored = _scored(plan, share, tell, run)
+        scored = run_and_score(plan, share, progress)
     if scored is None:
-        log.info("this shard is done; others are not, so nothing is scored yet")
+        log.info("this shard is done, others are not, so nothing is scored yet")
         return
     write_results(scored)
-    write_grid_report(folder, store=plan.store.folder)
+    write_grid_report(scored)
+    _print_scored(scored, folder, as_json)
+
+
+def _print_scored(scored: "Run", folder: Path, as_json: bool) -> None:
+    """Print the figures of a grid."""
+    from ine.evaluation.results import figure_record
+    from ine.report.costs import numbers_line
+    from ine.report.terminal import tables
+    from ine.report.text import text_table
+
     if as_json:
         figures = [figure_record(scored, figure) for figure in scored.figures]
         shown = {"out": str(folder), "figures": figures}
@@ -118,155 +152,44 @@ def evaluate(grid, out, store, dry_run, limit, only, shard, force, device, dtype
         return
     for table in tables(scored):
         click.echo(text_table(table))
+    again = numbers_line(scored.about["numbers"])
+    if again:
+        click.echo(again)
     click.echo(f"results: {folder} (report.html, results.csv, pictures.jsonl)")
 
 
-def _scored(plan, share, tell, run):
-    """Return the `Scored` grid, None where other shards have still to do."""
-    from ine.errors import OutputError
-    from ine.evaluation.score import score
-    from ine.evaluation.store import Missing
+class ProgressReport:
+    """A progress bar on a terminal, else a line now and then; called with `Progress`."""
 
-    for _ in range(ROUNDS):
-        if not run(plan, share, tell):
-            return None
-        try:
-            return score(plan)
-        except Missing as error:
-            log.warning("%s; it is made again", error)
-            problem = error
-    raise OutputError(f"{problem}, again and again; does something clean up this folder?")
+    def __init__(self, quiet: bool = False) -> None:
+        """Report nothing if `quiet`."""
+        self.quiet, self.last = quiet, time.monotonic()
+        self.stack = ExitStack()
+        self.update: Callable[..., None] | None = None
 
-
-class telling:
-    """A bar on a terminal, else a line now and then; called with `Progress`."""
-
-    def __init__(self, quiet=False):
-        self.quiet, self.update, self.last = quiet, None, time.monotonic()
-
-    def __enter__(self):
+    def __enter__(self) -> "ProgressReport":
+        """Return itself."""
         return self
 
-    def __exit__(self, *error):
-        if self.update:
-            self.context.__exit__(*error)
+    def __exit__(self, *error: Any) -> None:
+        """Close the bar."""
+        self.stack.close()
 
-    def __call__(self, progress):
-        """Tell how far a run is."""
+    def __call__(self, progress: "Progress") -> None:
+        """Report how far a run is."""
         if self.update is None:
-            self.context = bar(progress.total, "pictures", self.quiet)
-            self.update = self.context.__enter__()
+            self.update = self.stack.enter_context(bar(progress.total, "pictures", self.quiet))
         self.update(progress.done)
         now = time.monotonic()
         ended = progress.done == progress.total and progress.made
         if not self.quiet and progress.made and (now - self.last > TELL_EVERY or ended):
             self.last = now
-            log.info("%s", told(progress))
+            log.info("%s", progress_line(progress))
 
 
-def told(progress):
+def progress_line(progress: "Progress") -> str:
     """Return a line about a `Progress`: pictures, pictures a second, time left."""
     rate = progress.made / max(progress.seconds, 1e-9)
     left = (progress.total - progress.done) / rate
     after = f", {duration(left)} left" if progress.done < progress.total else ""
     return f"{progress.done} of {progress.total} pictures, {rate:.2f} pictures/s here{after}"
-
-
-def duration(seconds):
-    """Return "40 s", "12 min", "3 h 20 min" or "2 d 3 h"."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 90:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
-
-
-def tell_plan(plan, as_json):
-    """Print the expansion of a grid: what there is to do, and what is there already."""
-    from ine.evaluation.report import Table, text_table
-
-    lines, total = plan_lines(plan)
-    if as_json:
-        shown = {"grid": plan.file.grid.name, "cells": lines, **total}
-        click.echo(json.dumps({**shown, "missing": list(plan.missing)}, indent=2))
-        return
-    columns = ["cell", "prompts", "pictures", "there", "U-Net evaluations a picture"]
-    rows = [
-        [
-            line["configuration"],
-            f"{line['prompts']}, seed {line['seed']}",
-            _known(line["pictures"]),
-            _known(line["there"]),
-            f"{'' if line['exact'] else 'about '}{line['calls']:g}",
-        ]
-        for line in lines
-    ]
-    click.echo(text_table(Table(plan.file.grid.name, plan.file.grid.about, columns, rows)))
-    click.echo(
-        f"{total['cells_count']} cells, {_known(total['pictures'])} pictures, "
-        f"{_known(total['there'])} of them there; {_known(total['evaluations'])} U-Net evaluations "
-        f"to make{total['eta']}"
-    )
-    for problem in plan.missing:
-        click.echo(f"missing: {problem}")
-
-
-def plan_lines(plan):
-    """Return (a plain record per cell, totals) of a plan; what is not known is None."""
-    from ine.evaluation.engine import rate_of
-
-    lines, rates, seconds, evaluations = [], {}, 0.0, 0
-    there = {unit.key: plan.store.has_unit(unit.key) for unit in plan.units}
-    counted, known = set(), True
-    for cell in plan.expansion.cells:
-        configuration = cell.configuration
-        guidance_known = not configuration.is_defended or plan.expansion.guidances[configuration]
-        cost = plan.cost(configuration)
-        units = plan.units_of.get(cell)
-        pictures = plan.pictures(cell)
-        made = None
-        if units is not None:
-            made = sum(len(u.requests) for u in units if there[u.key])
-            fresh = [u for u in units if not there[u.key] and u.key not in counted]
-            counted |= {u.key for u in fresh}
-            # Repetitions that fill a unit are made too.
-            calls = sum(u.sampler.batch for u in fresh) * cost.calls
-        elif pictures is None:
-            known, calls = False, 0
-        else:
-            calls = pictures * cost.calls
-        evaluations += calls
-        model = configuration.model
-        if calls and model not in rates:
-            rates[model] = rate_of(plan, model)
-        if calls and rates[model] is not None:
-            seconds += calls * rates[model]
-        lines.append(
-            {
-                "configuration": configuration.label,
-                "prompts": cell.prompts,
-                "seed": cell.seed,
-                "pictures": pictures,
-                "there": made,
-                "calls": cost.calls,
-                "exact": cost.exact and bool(guidance_known),
-            }
-        )
-    counts = [line["pictures"] for line in lines]
-    whole = known and None not in counts
-    timed = all(rate is not None for rate in rates.values()) and whole
-    total = {
-        "cells_count": len(lines),
-        "pictures": sum(counts) if whole else None,
-        "there": sum(line["there"] or 0 for line in lines),
-        "evaluations": round(evaluations) if whole else None,
-        "seconds": round(seconds, 1) if timed else None,
-        "eta": f", about {duration(seconds)} on one process" if timed and evaluations else "",
-    }
-    return lines, total
-
-
-def _known(value):
-    return "?" if value is None else f"{value}"

@@ -2,142 +2,231 @@
 
 import json
 import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ine.cli import choose, options
-from ine.cli.guiding import guidance_of, guiding
+from ine.cli.command import IneCommand, expert
+from ine.cli.generate_plan import plan_of, print_plan
+from ine.cli.guiding import DefenceOptions, defending
+from ine.cli.model import ChosenModel, ModelOptions
 from ine.cli.progress import bar
+from ine.cli.refining_options import RefiningOptions, UnitRefiner, refining_too
+from ine.cli.sampling import SamplingOptions
+from ine.cli.writing import claim_folder
+
+if TYPE_CHECKING:
+    from ine.embeddings.embedding import ConceptEmbedding
+    from ine.guidance.protocol import Guidance
+    from ine.models.parts import DiffusionParts
+    from ine.prompts.rows import PromptRow
+    from ine.sampling import PictureRequest, SamplerSettings, Unit
+    from ine.text.encode import TextOptions
+    from ine.weights.stack import Layer, WeightStack
 
 log = logging.getLogger("ine")
 
+DEFAULT_MODEL = "mini"
 
-@click.command()
-@click.option("--prompt", "given", multiple=True, metavar="TEXT", help="A prompt; may be repeated.")
+
+@click.command(cls=IneCommand)
+@click.option(
+    "--prompt",
+    "given",
+    multiple=True,
+    metavar="TEXT",
+    help="A prompt; may be repeated. '' is unconditional.",
+)
 @click.option(
     "--prompts",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Prompts: a text file with one a line, a csv, jsonl or json file, or a set such as "
-    "mini:fire/benign (see `ine prompts`). Rows that bring a seed use it, unless --seed is given.",
+    help="Prompts: a text file with one per line, a csv, jsonl or json file, or a set such as "
+    "mini:fire/benign (see `ine prompts`). A row's own seed is used, unless --seed is given.",
 )
-@click.option("--negative-prompt", default="", metavar="TEXT", help="Negative text.")
-@click.option(
-    "--negative-embedding",
-    "embedding_files",
-    multiple=True,
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Embedding to use as a negative; may be repeated.",
-)
-@guiding
-@options.unet
-@options.model
+@options.prompt_rows
+@defending
+@options.opening
 @options.seed
-@click.option(
+@expert(
     "--images-per-prompt",
     type=click.IntRange(1),
     default=1,
     show_default=True,
-    help="Pictures per prompt, seeds counted up.",
+    help="Pictures per prompt, with seeds that count up.",
 )
-@options.sampling
-@options.clip_skip
+@options.sampler_and_clip_skip
+@refining_too
+@expert("--width", type=click.IntRange(1), metavar="PIXELS", help="Width; else the model's own.")
+@expert("--height", type=click.IntRange(1), metavar="PIXELS", help="Height, likewise.")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=options.OutPath(),
     default=Path("pictures"),
     show_default=True,
     help="Folder for pictures, index and contact sheet.",
 )
 @options.force
-@options.device
-@options.dtype
+@options.dry_run
 @options.json_output
 def generate(
-    given,
-    prompts,
-    negative_prompt,
-    embedding_files,
-    unet,
-    model,
-    seed,
-    images_per_prompt,
-    steps,
-    scheduler,
-    guidance_scale,
-    batch,
-    clip_skip,
-    out,
-    force,
-    device,
-    dtype,
-    as_json,
-    **guided,
-):
+    given: tuple[str, ...],
+    prompts: Path | None,
+    filters: Mapping[str, Any],
+    defence: DefenceOptions,
+    model: ModelOptions,
+    seed: int,
+    images_per_prompt: int,
+    sampling: SamplingOptions,
+    refining: RefiningOptions,
+    width: int | None,
+    height: int | None,
+    out: Path,
+    force: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
     r"""Make pictures. The negative is text, embeddings, or both in one string.
 
     Prompts and negative may have weights, as UIs read them: (words:1.2), (words) for 1.1, [words]
-    for 1/1.1; \( and \[ are brackets themselves. So "(fire-neg:1.3), blurry" works.
+    for 1/1.1; \( and \[ are literal brackets. So "(fire-neg:1.3), blurry" works. Embeddings may
+    be named as UIs name them: fire-neg, embedding:fire-neg, <fire-neg>, <embed:fire-neg>.
 
-    Every picture has its own seed, in its name and inside it. A run that was interrupted goes
-    on where it stopped. With an embedding or weights of a recipe about people, the contact sheet
-    blurs what that recipe's detector flags; the pictures themselves stay as they are.
+    Every picture has its own seed, in its name and inside it. Give an interrupted command again
+    to resume it. With an embedding or weights of a recipe about people, the contact sheet blurs
+    what that recipe's detector flags; the pictures themselves stay as they are.
+
+    With --refine the pictures are those after the last round, see `ine refine`.
     """
-    rows = choose.read_prompt_rows(given, prompts)
-    texts = [row.prompt for row in rows]
-    from ine.embedding import read_embedding, tell_fits
-    from ine.gallery import GalleryPlan, fill_gallery, flagger_for
-    from ine.guidance.table import describe
-    from ine.models.fingerprint import exact_digest
+    rows = choose.read_prompt_rows(given, prompts, filters, unconditional=True)
+    embeddings = defence.embeddings()
+    chosen = model.choose(embeddings, default=DEFAULT_MODEL)
+    requests = _requests(rows, seed, images_per_prompt)
+    sampling = defence.settled(sampling)
+    if dry_run:
+        plan = plan_of(chosen, defence, sampling, (width, height), requests, out)
+        print_plan(plan, as_json)
+        return
+    claim_folder(out)
+    parts = chosen.open(keep_base=False).parts.of_size(width, height)
+    sampler = sampling.settings(parts)
+    run = _Run(
+        out=out,
+        parts=parts,
+        method=defence.build(parts, sampler, embeddings),
+        sampler=sampler,
+        requests=requests,
+        force=force,
+        refiner=refining.refiner(model.device, out),
+    )
+    _print_made(_fill(run, chosen), out, as_json)
+
+
+def _requests(
+    rows: Sequence["PromptRow"], seed: int, images_per_prompt: int
+) -> tuple["PictureRequest", ...]:
+    """Return the pictures to make, in the order of the prompts."""
     from ine.sampling import PictureRequest
 
-    embeddings = tuple(read_embedding(path) for path in embedding_files)
-    name, source = "mini", "no --model"
-    if model or embeddings or unet:
-        name, source = choose.base_name(model, embeddings, unet=unet)
-    choose.check_unet(unet)
-    base = choose.load_base(name, source, device, dtype)
-    parts = choose.lay(base, unet, keep_base=False)
-    tell_fits(embeddings, parts)
-    sampler = choose.sampler(parts, scheduler, steps, guidance_scale, batch, clip_skip)
-    method = guidance_of(parts, sampler, embeddings, negative_prompt, guided)
-    requests = tuple(
+    return tuple(
         PictureRequest(prompt=row.prompt, seed=first + k)
         for row, first in zip(rows, _seeds(rows, seed), strict=True)
         for k in range(images_per_prompt)
     )
-    settings = {
-        "model": parts.name,
-        "unet": parts.unet_name,
-        "weights": exact_digest([parts.unet, parts.vae, *parts.text_encoders]),
-        "negative": method.negative.prompt(),
-        "guidance": describe(method),
-        "scheduler": sampler.scheduler,
-        "steps": sampler.steps,
-        "guidance_scale": sampler.guidance_scale,
-        **_reading_record(sampler.reading, [*texts, method.negative.prompt()]),
-    }
-    with bar(len(requests), "pictures") as update:
-        rows = fill_gallery(
-            out,
-            parts,
-            GalleryPlan(requests=requests, settings=settings),
-            method,
-            sampler,
-            force=force,
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """All that decides the pictures of a folder."""
+
+    out: Path
+    parts: "DiffusionParts"
+    method: "Guidance"
+    sampler: "SamplerSettings"
+    requests: tuple["PictureRequest", ...]
+    force: bool
+    refiner: UnitRefiner | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """Return what besides prompt and seed decides the pixels, for the files."""
+        from ine.guidance.table import describe
+        from ine.weights.fingerprint import exact_digest
+
+        parts, sampler = self.parts, self.sampler
+        negative = self.method.negative.prompt()
+        texts = [*(request.prompt for request in self.requests), negative]
+        return {
+            "model": parts.name,
+            "unet": parts.unet_name,
+            "weights": exact_digest([parts.unet, parts.vae, *parts.text_encoders]),
+            "negative": negative,
+            "guidance": describe(self.method),
+            "scheduler": sampler.scheduler,
+            "steps": sampler.steps,
+            "guidance_scale": sampler.guidance_scale,
+            **_size_record(parts),
+            **_reading_record(sampler.reading, texts),
+            **(self.refiner.about(negative) if self.refiner else {}),
+        }
+
+    def refined(self, unit: "Unit") -> "Unit":
+        """Return a unit after its rounds of refinement; as it is without any."""
+        if self.refiner is None:
+            return unit
+        return self.refiner.unit(unit, self.parts, self.method, self.sampler)
+
+
+def _fill(run: _Run, chosen: ChosenModel) -> list[dict[str, Any]]:
+    """Make the pictures with a progress bar; return the rows of the index."""
+    from ine.gallery.fill import fill_gallery
+    from ine.gallery.flagging import flagger_for
+    from ine.gallery.index import GalleryPlan
+
+    with bar(len(run.requests), "pictures") as update:
+        return fill_gallery(
+            run.out,
+            run.parts,
+            GalleryPlan(requests=run.requests, settings=run.settings()),
+            run.method,
+            run.sampler,
+            force=run.force,
             progress=lambda done, wanted: update(done),
-            flagger=flagger_for(*_people(embeddings, unet)),
+            flagger=flagger_for(*_people(chosen.embeddings, chosen.options.unet)),
+            after=run.refined,
         )
+
+
+def _print_made(rows: list[dict[str, Any]], out: Path, as_json: bool) -> None:
+    """Print what was made."""
+    from ine.finite import redone_line
+    from ine.gallery.index import BLANK
+    from ine.pictures import blank_line
+
+    blank = sum(row.get(BLANK, False) for row in rows)
     if as_json:
-        click.echo(json.dumps({"out": str(out), "pictures": rows}, indent=2, ensure_ascii=False))
+        found = {"out": str(out), BLANK: blank, "pictures": rows}
+        click.echo(json.dumps(found, indent=2, ensure_ascii=False))
         return
-    click.echo(f"wrote {len(rows)} pictures to {out} (sheet.png, index.jsonl)")
+    click.echo(f"wrote {len(rows)} pictures to {out} (sheet.png, index.jsonl), {blank} blank")
+    for line in filter(None, (redone_line(rows), blank_line(blank, len(rows)))):
+        click.echo(line)
 
 
-def _seeds(rows, seed):
-    """Return the first seed of each row: its own, unless the user gave `--seed`; said aloud."""
+def _size_record(parts: "DiffusionParts") -> dict[str, int]:
+    """Return width and height of pictures in pixels; {} if they are the model's own."""
+    if not parts.latent_size:
+        return {}
+    height, width = (side * parts.pixels_per_latent for side in parts.latent_shape[1:])
+    return {"width": width, "height": height}
+
+
+def _seeds(rows: Sequence["PromptRow"], seed: int) -> list[int]:
+    """Return the first seed of each row, its own unless `--seed` was given; log which it is."""
     context = click.get_current_context()
     asked = context.get_parameter_source("seed") is not click.core.ParameterSource.DEFAULT
     own = sum(row.seed is not None for row in rows)
@@ -145,32 +234,39 @@ def _seeds(rows, seed):
         log.info("seeds: %d for all prompts (--seed), not those of the file", seed)
     elif own:
         others = f", the others {seed}" if own < len(rows) else ""
-        log.info("seeds: %d of %d prompts bring their own%s", own, len(rows), others)
+        log.info("seeds: %d of %d prompts have their own%s", own, len(rows), others)
     if any(row.guidance or row.width or row.height for row in rows):
-        log.info("note: guidance and size in the prompt file are not used by this command")
+        log.info(
+            "note: guidance and size in the prompt file are not used by this command; "
+            "--guidance-scale, --width and --height apply to all pictures"
+        )
     return [seed if asked or row.seed is None else row.seed for row in rows]
 
 
-def _reading_record(reading, texts):
-    """Return what of a `Reading` decides pixels of these texts; nothing where it is as if unset.
+def _reading_record(reading: "TextOptions", texts: Sequence[str]) -> dict[str, Any]:
+    """Return what in a `TextOptions` decides pixels of these texts, defaults left out.
 
-    So folders that were begun before prompts had weights are gone on with.
+    Leaving them out lets folders resume that are older than weights in prompts.
     """
-    from ine.weights_in_prompts import Piece, read_weights
+    from ine.text.syntax import Piece, read_weights
 
-    record = {} if reading.clip_skip == 1 else {"clip_skip": reading.clip_skip}
+    record: dict[str, Any] = {} if reading.clip_skip == 1 else {"clip_skip": reading.clip_skip}
     if any(read_weights(text) != (Piece(text),) for text in texts if text):
         record["prompt_weights"] = True
+    if any(re.search(r"embedding:|<[\w:-]+>", text) for text in texts):
+        record["embedding_names"] = True
     return record
 
 
-def _people(embeddings, unet):
-    """Return (concepts, rules) by which pictures are flagged: what files say they are about."""
-    from ine.models.checkpoints import weights_metadata
+def _people(
+    embeddings: Sequence["ConceptEmbedding"], unet: "Path | Layer | WeightStack | None"
+) -> tuple[list[str], list[str]]:
+    """Return (concepts, rules) by which pictures are flagged, from the headers of the files."""
+    from ine.weights.read import weights_metadata
 
     concepts = [e.concept for e in embeddings]
     if unet:
-        from ine.models.stack import layers_of
+        from ine.weights.stack import layers_of
 
         # Of several files each may be about people.
         concepts += [weights_metadata(f.path).get("ine.concept", "") for f in layers_of(unet)]

@@ -1,71 +1,279 @@
 """Options that say how a negative acts, and the `Guidance` that they stand for."""
 
 import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
 from ine.cli import options
+from ine.cli.guiding_options import GUIDANCE_OPTIONS, NEGATIVE_OPTIONS, OBSERVER_OPTION
+from ine.cli.sampling import SamplingOptions
+
+if TYPE_CHECKING:
+    from ine.embeddings.embedding import ConceptEmbedding
+    from ine.guidance.gate_file import Calibration
+    from ine.guidance.gates import Window
+    from ine.guidance.protocol import Guidance
+    from ine.models.parts import DiffusionParts
+    from ine.sampling import SamplerSettings
 
 log = logging.getLogger("ine")
 
-
-def guiding(command):
-    """Add the options of guidance to a command."""
-    return options.together(*OPTIONS)(command)
+DEFAULT = "cfg"
+"""The guidance where neither the user nor a file names one."""
 
 
-OPTIONS = (
-    click.option(
-        "--guidance",
-        type=click.Choice(["cfg", "additive", "sld", "safree", "dynamic"]),
-        default="cfg",
-        show_default=True,
-        help="How the negative acts.",
-    ),
-    click.option(
-        "--preset",
-        metavar="NAME",
-        help="sld: weak, weak-diffusers, medium, strong or max.",
-    ),
-    click.option(
-        "--negative-strength",
-        type=click.FloatRange(min=0),
-        metavar="S",
-        help="Strength of the negative (additive: default what the embedding states, else W - 1).",
-    ),
-    click.option(
-        "--guidance-set",
-        "settings",
-        multiple=True,
-        metavar="SETTING=VALUE",
-        help="Another setting of the method, such as warmup=5; may be repeated.",
-    ),
-    options.several,
-    click.option(
-        "--gate",
-        "gate_file",
-        type=click.Path(path_type=Path),
-        metavar="FILE",
-        help="Act only on pictures for which this gate of `ine calibrate` opens.",
-    ),
-    click.option(
-        "--gate-window",
-        metavar="FROM:TO",
-        help="Act only in this part of the run, such as 0:0.6.",
-    ),
-    click.option(
-        "--rewind",
-        is_flag=False,
-        flag_value="1,2,4",
-        metavar="LADDER",
-        help="Begin a picture anew, steered from its start, where the gate opens; again and "
-        "stronger where it opens again (default 1,2,4 times the strength).",
-    ),
+@dataclass(frozen=True, kw_only=True)
+class DefenceOptions:
+    """What the options about the negative and its guidance say."""
+
+    negative_prompt: str = ""
+    embedding_files: tuple[Path, ...] = ()
+    guidance: str | None = None
+    """None is as the embeddings recommend, else cfg."""
+
+    preset: str | None = None
+    negative_strength: float | None = None
+    settings: tuple[str, ...] = ()
+    gate_file: Path | None = None
+    no_gate: bool = False
+    gate_window: str | None = None
+    restart: str | None = None
+    late: bool = False
+    watcher: str | None = None
+    """Of `--observer`."""
+
+    steer: str | None = None
+    look: str | None = None
+    look_for: tuple[str, ...] = ()
+    on_unknown: str | None = None
+
+    def embeddings(self) -> tuple["ConceptEmbedding", ...]:
+        """Read the files of `--negative-embedding`."""
+        from ine.embeddings.embedding import read_embedding
+
+        return tuple(read_embedding(path) for path in self.embedding_files)
+
+    def build(
+        self,
+        parts: "DiffusionParts | None",
+        sampler: "SamplerSettings",
+        embeddings: Sequence["ConceptEmbedding"],
+    ) -> "Guidance":
+        """Return the guidance that these options stand for.
+
+        Args:
+            parts: The model; None if it is not loaded, then no gate is compared with it.
+            sampler: How pictures are made.
+            embeddings: What `embeddings` returned.
+
+        Raises:
+            IneError: Options that contradict each other, or a gate of another embedding.
+        """
+        from ine.guidance.table import find_method
+
+        if self.no_gate and self.gate_file:
+            raise click.UsageError("--gate and --no-gate: give one of them")
+        window = read_window(self.gate_window)
+        if find_method(self.guidance or DEFAULT).kind.looks_itself:
+            return self._observed(sampler, embeddings, window)
+        self._check_not_observed()
+        recommended = self._recommended(parts, sampler, embeddings, window)
+        if recommended is not None:
+            return recommended
+        method = self._method(embeddings)
+        if self.restart and not self.gate_file:
+            raise click.UsageError(
+                "--restart needs --gate FILE: the gate decides which pictures are restarted"
+            )
+        if not self.gate_file:
+            return _gated(method, window) if window else method
+        from ine.guidance.behind import behind
+
+        calibration = _read_gate(self.gate_file, parts, sampler, embeddings)
+        if self.late:
+            calibration = replace(calibration, look_ahead=None)
+        if not self.restart:
+            return behind(method, calibration, window)
+        method = method.with_fixed_strength(sampler.guidance_scale)  # the ladder multiplies it
+        return behind(method, calibration, window, read_ladder(self.restart))
+
+    def settled(self, sampling: SamplingOptions) -> SamplingOptions:
+        """Return the sampler's options with what a preset was published with, where none is given.
+
+        Raises:
+            IneError: The guidance is unknown.
+        """
+        from ine.guidance.table import find_method
+
+        scheduler = find_method(self.guidance or DEFAULT).kind.schedulers.get(self.preset or "")
+        if sampling.scheduler or not scheduler:
+            return sampling
+        log.info("scheduler %s, as %s was published with", scheduler, self.preset)
+        return replace(sampling, scheduler=scheduler)
+
+    def _observed(
+        self,
+        sampler: "SamplerSettings",
+        embeddings: Sequence["ConceptEmbedding"],
+        window: "Window | None",
+    ) -> "Guidance":
+        """Return a guidance that brings its own gate, an observer."""
+        from ine.guidance.negative import Negative
+        from ine.guidance.table import build_guidance, read_settings
+
+        for option, given in (
+            ("--gate", self.gate_file),
+            ("--restart", self.restart),
+            ("--no-look-ahead", self.late),
+        ):
+            if given:
+                raise click.UsageError(
+                    f"{option}: the observer of {self.guidance} decides which pictures are steered;"
+                    " leave it out"
+                )
+        observing = {name: value for name, value in self._observing().items() if value}
+        settings = {**read_settings(self.settings), **observing}
+        if self.negative_strength is not None:
+            settings["strength"] = self.negative_strength
+        negative = Negative(self.negative_prompt, tuple(embeddings))
+        method = build_guidance(self.guidance or DEFAULT, negative, self.preset, settings)
+        if window:
+            method = replace(cast(Any, method), window=window)
+        method.cost(sampler.guidance_scale, sampler.steps)  # looks outside the run are refused
+        return method
+
+    def _observing(self) -> dict[str, Any]:
+        """Return what the options of observers say, by the names of settings."""
+        return {
+            "observer": self.watcher,
+            "concept": ",".join(self.look_for),
+            "steer": self.steer,
+            "look": self.look,
+            "on_unknown": self.on_unknown,
+        }
+
+    def _check_not_observed(self) -> None:
+        """Raise where options of observers are given to a method that asks none."""
+        options = {"concept": "look_for"}
+        given = [options.get(name, name) for name, value in self._observing().items() if value]
+        if given:
+            option = f"--{given[0].replace('_', '-')}"
+            raise click.UsageError(f"{option}: goes with --guidance vl-dnp, which asks an observer")
+
+    def _recommended(
+        self,
+        parts: "DiffusionParts | None",
+        sampler: "SamplerSettings",
+        embeddings: Sequence["ConceptEmbedding"],
+        window: "Window | None",
+    ) -> "Guidance | None":
+        """Return the guidance that the embeddings' files recommend; None if they do not."""
+        from ine.guidance.applied import Overrides, applied
+        from ine.guidance.given import GivenEmbedding
+        from ine.guidance.table import read_settings
+
+        files = self.embedding_files or [None] * len(embeddings)
+        pairs = zip(embeddings, files, strict=True)
+        given = [GivenEmbedding.of(embedding, file) for embedding, file in pairs]
+        if not any(one.recommendation for one in given):
+            return None
+        gate = None
+        if self.gate_file:
+            gate = _read_gate(self.gate_file, parts, sampler, embeddings)
+        overrides = Overrides(
+            guidance=self.guidance,
+            strength=self.negative_strength,
+            preset=self.preset,
+            settings=read_settings(self.settings),
+            window=window,
+            gate=gate,
+            gated=not self.no_gate,
+            late=self.late,
+            ladder=read_ladder(self.restart) if self.restart else None,
+            scale=sampler.guidance_scale,
+        )
+        found = applied(given, overrides, self.negative_prompt)
+        for calibration, embedding in found.gates:
+            _log_differences(calibration, parts, sampler, [embedding])
+        return found.guidance
+
+    def _method(self, embeddings: Sequence["ConceptEmbedding"]) -> "Guidance":
+        """Return the guidance without gate, window and restart."""
+        from ine.errors import IneError
+        from ine.guidance.negative import Negative
+        from ine.guidance.table import build_guidance, find_method, read_settings
+
+        method = find_method(self.guidance or DEFAULT)
+        settings = read_settings(self.settings)
+        strength = self.negative_strength
+        if strength is None:
+            strength = method.kind.stated_strength(embeddings)
+            if strength is not None:
+                log.info("negative strength %g (from the embedding)", strength)
+        elif not method.has_strength:
+            raise click.UsageError(
+                f"--negative-strength: {method.name} has none; --guidance additive has one"
+            )
+        if strength is not None:
+            settings["strength"] = strength
+        negative = Negative(self.negative_prompt, tuple(embeddings))
+        if method.kind.needs_negative and not negative.prompt():
+            raise IneError(
+                f"--guidance {method.name}: nothing to steer away from; give "
+                "--negative-embedding or --negative-prompt"
+            )
+        return build_guidance(method.name, negative, self.preset, settings)
+
+
+def _gated(method: "Guidance", gate: Any) -> "Guidance":
+    from ine.guidance.gates import Gated
+
+    return Gated(method, gate)
+
+
+def _read_gate(
+    file: Path,
+    parts: "DiffusionParts | None",
+    sampler: "SamplerSettings",
+    embeddings: Sequence["ConceptEmbedding"],
+) -> "Calibration":
+    """Read a gate and log how the model differs from the one it was calibrated on."""
+    from ine.guidance.gate_file import read_calibration
+
+    calibration = read_calibration(file)
+    _log_differences(calibration, parts, sampler, embeddings)
+    return calibration
+
+
+def _log_differences(
+    calibration: "Calibration",
+    parts: "DiffusionParts | None",
+    sampler: "SamplerSettings",
+    embeddings: Sequence["ConceptEmbedding"],
+) -> None:
+    """Log how a run differs from the one that a gate was calibrated for, if the model is loaded."""
+    from ine.calibration.check import check_calibrated
+
+    for note in check_calibrated(calibration, embeddings, parts, sampler) if parts else ():
+        log.info("note: %s", note)
+
+
+defending_beside_observer = options.packed(
+    "defence", DefenceOptions, *NEGATIVE_OPTIONS, *GUIDANCE_OPTIONS
 )
+"""`defending` for a command whose `--observer` is another: --guidance-set observer=SPEC is left."""
+
+defending = options.packed(
+    "defence", DefenceOptions, *NEGATIVE_OPTIONS, *GUIDANCE_OPTIONS, OBSERVER_OPTION
+)
+"""The negative of a command and its guidance, as `defence: DefenceOptions`."""
 
 
-def read_window(text):
+def read_window(text: str | None) -> "Window | None":
     """Return the `Window` of "FROM:TO", or None without a text.
 
     Raises:
@@ -83,7 +291,7 @@ def read_window(text):
         raise IneError(f"--gate-window {text}: expected two fractions such as 0:0.6") from None
 
 
-def read_ladder(text):
+def read_ladder(text: str) -> tuple[float, ...]:
     """Return the multiples of "1,2,4".
 
     Raises:
@@ -94,64 +302,4 @@ def read_ladder(text):
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise IneError(f"--rewind {text}: expected multiples such as 1,2,4") from None
-
-
-def guidance_of(parts, sampler, embeddings, text, given):
-    """Return the `Guidance` that the options of `guiding` stand for.
-
-    Args:
-        parts: The model.
-        sampler: `SamplerSettings`.
-        embeddings: What was read of `--negative-embedding`.
-        text: `--negative-prompt`.
-        given: {option: value} as click gives them.
-
-    Raises:
-        IneError: Options that make no sense together, or a gate of another embedding.
-    """
-    from dataclasses import replace
-
-    from ine.errors import IneError
-    from ine.guidance.additive import suggested_strength
-    from ine.guidance.calibrate import check_calibrated, read_calibration
-    from ine.guidance.gates import Gated
-    from ine.guidance.negative import join_or_match
-    from ine.guidance.rewind import Rewind
-    from ine.guidance.table import build_guidance, read_settings
-
-    settings = read_settings(given["settings"])
-    strength = given["negative_strength"]
-    if given["guidance"] == "additive" and strength is None:
-        strength = suggested_strength(embeddings)
-        if strength is not None:
-            log.info("negative strength %g (from the embedding)", strength)
-        elif given["rewind"]:
-            strength = sampler.guidance_scale - 1  # the method's own, as a number to multiply
-    if strength is not None:
-        if given["guidance"] in ("cfg", "safree"):
-            raise click.UsageError(
-                f"--negative-strength: {given['guidance']} has none; --guidance additive has one"
-            )
-        settings["strength"] = strength
-    negative = join_or_match(text, embeddings, given["several"])
-    if given["guidance"] != "cfg" and not negative.prompt():
-        raise IneError(
-            f"--guidance {given['guidance']}: nothing to steer away from; give "
-            "--negative-embedding or --negative-prompt"
-        )
-    guidance = build_guidance(given["guidance"], negative, given["preset"], settings)
-    window = read_window(given["gate_window"])
-    if given["rewind"] and not given["gate_file"]:
-        raise click.UsageError("--rewind needs --gate FILE: who is begun anew is for a gate to say")
-    if given["gate_file"]:
-        calibration = read_calibration(given["gate_file"])
-        for note in check_calibrated(calibration, embeddings, parts, sampler):
-            log.info("note: %s", note)
-        if given["rewind"]:
-            # The gate looks when it wants; the window is for what acts in the attempts after.
-            method = Gated(guidance, window) if window else guidance
-            return Rewind(method, calibration.gate, read_ladder(given["rewind"]))
-        gate = calibration.gate if window is None else replace(calibration.gate, window=window)
-        return Gated(guidance, gate)
-    return Gated(guidance, window) if window else guidance
+        raise IneError(f"--restart {text}: expected multiples such as 1,2,4") from None

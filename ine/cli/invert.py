@@ -3,109 +3,70 @@
 import json
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ine.cli import choose, options
+from ine.cli import options
+from ine.cli.command import IneCommand, expert
+from ine.cli.model import ChosenModel, ModelOptions, OpenModel
 from ine.cli.progress import bar
+from ine.cli.writing import claim_file
+
+if TYPE_CHECKING:
+    from ine.detectors.rule import AnyOf, Rule
+    from ine.detectors.table import Detector
+    from ine.embeddings.embedding import ConceptEmbedding
+    from ine.inversion.history import Inversion, Preview
+    from ine.inversion.invert import Progress
+    from ine.inversion.sources import RunOptions
+    from ine.recipe import ConceptRecipe
 
 log = logging.getLogger("ine")
 
 
-@click.command()
-@click.option(
-    "--concept", required=True, metavar="NAME|FILE", help="A shipped recipe's name or a YAML file."
-)
-@options.unet
-@options.model
-@click.option(
-    "--images",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Pictures of the concept; without it the base model makes them from the recipe.",
-)
-@click.option("--skip-bad", is_flag=True, help="Leave out pictures that cannot be read.")
+@click.command(cls=IneCommand)
+@options.concept
+@options.opening
+@options.images
+@options.skip_bad
 @click.option("--trigger", metavar="WORD", help="Word for the vectors; default CONCEPT-neg.")
-@click.option(
-    "--clusters",
-    type=click.IntRange(1, 26),
-    metavar="K",
-    help="Part the pictures by what the judge sees; an embedding for each, NAME-a, NAME-b, ...",
-)
-@click.option("--keep-images", is_flag=True, help="Keep the pictures that were made, as PNGs.")
-@click.option("--purge", is_flag=True, help="Remove the run folder, pictures included, at the end.")
+@expert("--keep-images", is_flag=True, help="Keep the generated pictures, as PNGs.")
+@expert("--purge", is_flag=True, help="Remove the run folder, pictures included, at the end.")
 @options.out
 @options.force
 @options.seed
 @options.overrides
-@options.device
-@options.dtype
 @options.dry_run
 @options.json_output
 def invert(
-    concept,
-    unet,
-    model,
-    images,
-    skip_bad,
-    trigger,
-    clusters,
-    keep_images,
-    purge,
-    out,
-    force,
-    seed,
-    overrides,
-    device,
-    dtype,
-    dry_run,
-    as_json,
-):
+    concept: str,
+    model: ModelOptions,
+    images: Path | None,
+    skip_bad: bool,
+    trigger: str | None,
+    keep_images: bool,
+    purge: bool,
+    out: Path | None,
+    force: bool,
+    seed: int,
+    overrides: tuple[str, ...],
+    dry_run: bool,
+    as_json: bool,
+) -> None:
     """Invert a concept against an unlearned model and write one embedding file.
 
-    Without --unet the base model itself is inverted, which is a control, not a defence. An
-    interrupted run goes on where it stopped when the same command is given again.
-
-    --clusters is for a concept whose members look nothing alike: each group of pictures gets an
-    embedding of its own, for a negative that is matched picture by picture.
+    Without --unet the base model itself is inverted, which is a control, not a defence. Give an
+    interrupted command again to resume it.
     """
     from ine.files import check_free, check_suffix
-    from ine.recipe import load_recipe, recipe_yaml
+    from ine.inversion.sources import RunOptions
+    from ine.recipe import load_recipe
 
     recipe = load_recipe(concept, overrides)
-    name, source = choose.base_name(model, recipe=recipe)
     trigger = trigger or f"{recipe.name}-neg"
-    out = out or Path(f"{trigger}.safetensors")
-    targets = _targets(out, trigger, clusters)
-    for file in targets.values():
-        check_suffix(file)
-        check_free(file, force)
-    for name_of_one in targets:
-        rule = _check_inputs(recipe, name_of_one, images)
-    if dry_run:
-        click.echo(recipe_yaml(recipe), nl=False)
-        click.echo(f"# base: {name} (from {source})")
-        for name_of_one, file in targets.items():
-            click.echo(f"# trigger: {name_of_one}\n# out: {file}")
-        if unet:
-            from ine.models.checkpoints import read_weights
-
-            click.echo(f"# unet: {read_weights(unet).describe()}")
-        _say_whether_here(name)
-        _say_whether_detector_here(rule)
-        return
-    from ine.inversion.run import RunOptions
-    from ine.judging.detectors import load_detector
-
-    # Both before the base: that may be a download of gigabytes.
-    choose.check_unet(unet)
-    detector = load_detector(rule.detector)
-    base = choose.load_base(name, source, device, dtype)
-    unlearned = choose.lay(base, unet)
-    if not unet:
-        log.warning("no --unet: the base model itself is inverted; that is a control, no defence")
     run = RunOptions(
-        out=out,
+        out=out or Path(f"{trigger}.safetensors"),
         trigger=trigger,
         seed=seed,
         images=images,
@@ -114,105 +75,118 @@ def invert(
         purge=purge,
         force=force,
     )
-    try:
-        made, summary = _run(base, unlearned, recipe, run, detector, clusters)
-    except KeyboardInterrupt:
-        log.warning("interrupted; %s holds what is done, the same command resumes", run.folder)
-        raise
+    check_suffix(run.out)
+    check_free(run.out, force)
+    rule = _check_inputs(recipe, trigger, images)
+    chosen = model.choose(recipe=recipe)
+    if dry_run:
+        _print_plan(recipe, chosen, run, rule)
+        return
+    embedding, result, summary = _invert(recipe, chosen, run, rule)
     if as_json:
         click.echo(json.dumps(summary, indent=2))
         return
     counts = summary["pictures"]
     click.echo(f"pictures: {counts['kept']} kept of {counts['tried']}")
-    for title, file, embedding, result in made:
-        if title:
-            click.echo(title)
-        _tell(file, embedding, result)
-    over = f" --unet {unet}" if unet else ""
-    negative = " ".join(f"--negative-embedding {file}" for _, file, _, _ in made)
-    click.echo(f"use it: ine generate {negative}{over} --prompt '...'")
+    _print_result(run.out, embedding, result)
+    over = f" --unet {model.unet}" if model.unet else ""
+    click.echo(f"use it: ine generate --negative-embedding {run.out}{over} --prompt '...'")
     log.warning(
         "used as a prompt, these vectors bring the concept back: keep those of real harms private"
     )
 
 
-def _targets(out, trigger, clusters):
-    """Return {trigger: file} of what will be written."""
-    if clusters is None:
-        return {trigger: out}
-    from ine.inversion.clusters import cluster_targets
-    from ine.inversion.run import RunOptions
+def _print_plan(
+    recipe: "ConceptRecipe", chosen: ChosenModel, run: "RunOptions", rule: "Rule | AnyOf"
+) -> None:
+    """Print the recipe and what a run would use."""
+    from ine.recipe import recipe_yaml
 
-    return cluster_targets(RunOptions(out=out, trigger=trigger), clusters)
+    click.echo(recipe_yaml(recipe), nl=False)
+    click.echo(f"# base: {chosen.name} (from {chosen.origin})")
+    click.echo(f"# trigger: {run.trigger}\n# out: {run.out}")
+    if chosen.options.unet:
+        from ine.weights.read import read_weights
+
+        click.echo(f"# unet: {read_weights(chosen.options.unet).describe()}")
+    _print_whether_base_is_here(chosen.name)
+    _print_whether_detector_is_here(rule)
 
 
-def _run(base, unlearned, recipe, run, detector, clusters):
-    """Return ([(title, file, embedding, result)], summary), bars on the terminal meanwhile."""
-    from ine.inversion.clusters import run_clustered
+def _invert(
+    recipe: "ConceptRecipe", chosen: ChosenModel, run: "RunOptions", rule: "Rule | AnyOf"
+) -> tuple["ConceptEmbedding", "Inversion", dict[str, Any]]:
+    """Open the model and run the inversion; say how to resume if it is interrupted."""
+    from ine.detectors.table import load_detector
+
+    claim_file(run.out)
+    detector = load_detector(rule.detector)  # before the base, which may be a long download
+    opened = chosen.open()
+    if not chosen.options.unet:
+        log.warning("no --unet: the base model itself is inverted; that is a control, no defence")
+    try:
+        return _run(opened, recipe, run, detector)
+    except KeyboardInterrupt:
+        log.warning("interrupted; %s holds the finished part, the same command resumes", run.folder)
+        raise
+
+
+def _run(
+    opened: OpenModel, recipe: "ConceptRecipe", run: "RunOptions", detector: "Detector"
+) -> tuple["ConceptEmbedding", "Inversion", dict[str, Any]]:
+    """Return (embedding, result, summary), with progress bars on the terminal."""
     from ine.inversion.run import run_inversion
 
-    steps = recipe.inversion.steps
     with (
         bar(recipe.pictures.count, "concept pictures") as pictures_bar,
-        bar(steps * (clusters or 1), "inversion") as steps_bar,
+        bar(recipe.inversion.steps, "inversion") as steps_bar,
     ):
-
-        def on_pictures(tried, kept, wanted):
-            pictures_bar(min(kept, wanted))
-
-        def on_step(number, progress):
-            steps_bar(number * steps + progress.step, **_figures(progress))
-
-        if clusters is None:
-            embedding, result, summary = run_inversion(
-                base,
-                unlearned,
-                recipe,
-                run,
-                detector,
-                on_pictures=on_pictures,
-                on_step=lambda progress: on_step(0, progress),
-            )
-            return [("", run.out, embedding, result)], summary
-        made, summary = run_clustered(
-            base,
-            unlearned,
+        return run_inversion(
+            opened.base,
+            opened.parts,
             recipe,
             run,
-            clusters,
             detector,
-            on_pictures=on_pictures,
-            on_step=on_step,
+            on_pictures=lambda tried, kept, wanted: pictures_bar(min(kept, wanted)),
+            on_step=lambda progress: steps_bar(progress.step, **_figures(progress)),
         )
-    titles = [f"cluster {one.letter} of {clusters}: {one.size} pictures" for one in made]
-    found = [(t, m.out, m.embedding, m.result) for t, m in zip(titles, made, strict=True)]
-    return found, summary
 
 
-def _tell(file, embedding, result):
-    """Say what an inversion came to."""
+def _print_result(file: Path, embedding: "ConceptEmbedding", result: "Inversion") -> None:
+    """Print the previews of an inversion and the file."""
     for seen in result.previews:
-        mark = "  <- kept" if result.kept == seen else ""
-        left = "" if seen.left is None else f", left on tuning prompts {seen.left:.2f}"
-        over = "" if seen.undefended is None else f" (undefended {seen.undefended:.2f})"
-        click.echo(f"step {seen.step}: recovery {seen.recovery:.2f}{left}{over}{mark}")
+        mark = "  <- kept" if result.kept and result.kept.step == seen.step else ""
+        click.echo(f"step {seen.step}: {_preview_text(seen)}{mark}")
+    if result.kept and result.kept.left is not None:
+        click.echo(f"recovery, with the vectors as the prompt: {result.kept.recovery:.2f}")
     click.echo(
         f"wrote {file}: {embedding.count} x {embedding.width}, trigger {embedding.trigger!r}"
     )
 
 
-def _figures(progress):
+def _preview_text(seen: "Preview") -> str:
+    """Return the figures of a preview."""
+    if seen.left is None:
+        return f"recovery {seen.recovery:.2f}"
+    text = f"left on tuning prompts {seen.left:.2f} (undefended {seen.undefended:.2f})"
+    kept = seen.preservation
+    return text if kept is None else f"{text}, preservation on benign ones {kept:.2f}"
+
+
+def _figures(progress: "Progress") -> dict[str, str]:
     figures = {"loss": f"{progress.loss:.3f}"}
     if progress.previews:
-        figures["recovery"] = f"{progress.previews[-1].recovery:.2f}"
+        last = progress.previews[-1]
+        shares = {"left": last.left, "kept": last.preservation, "recovery": last.recovery}
+        figures |= {name: f"{share:.2f}" for name, share in shares.items() if share is not None}
     return figures
 
 
-def _check_inputs(recipe, trigger, images):
-    """Return the recipe's rule; raise for what the run itself would refuse later."""
-    from ine.embedding import check_trigger
-    from ine.inversion.images import list_pictures
-    from ine.judging.rules import find_rule
+def _check_inputs(recipe: "ConceptRecipe", trigger: str, images: Path | None) -> "Rule | AnyOf":
+    """Return the recipe's rule; raise now for what the run would refuse later."""
+    from ine.detectors.rules import find_rule
+    from ine.embeddings.names import check_trigger
+    from ine.inversion.picture_folder import list_pictures
 
     check_trigger(trigger)
     if images:
@@ -220,7 +194,7 @@ def _check_inputs(recipe, trigger, images):
     return find_rule(recipe.pictures.rule)
 
 
-def _say_whether_here(name):
+def _print_whether_base_is_here(name: str) -> None:
     from ine.errors import ModelError
     from ine.models.parts import find_model
 
@@ -231,9 +205,9 @@ def _say_whether_here(name):
         click.echo(f"# {error}")
 
 
-def _say_whether_detector_here(rule):
+def _print_whether_detector_is_here(rule: "Rule | AnyOf") -> None:
+    from ine.detectors.table import check_detector
     from ine.errors import IneError
-    from ine.judging.detectors import check_detector
 
     try:
         check_detector(rule.detector)

@@ -2,39 +2,28 @@
 
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ine.cli import options
-from ine.cli.progress import bar
+from ine.cli.command import IneSubgroup
+from ine.cli.judge_figures import error_facts, error_lines, figure_lines, figures_of, rule_facts
+from ine.cli.judge_input import JudgeInput, judging, left_out_lines
+from ine.cli.writing import claim_file, claim_folder
+
+if TYPE_CHECKING:
+    from ine.detectors.raw import RawOutput
+    from ine.detectors.rule import AnyOf, Rule
+    from ine.evaluation.judge_check import JudgeError
 
 log = logging.getLogger("ine")
 
-pictures = click.argument("pictures", nargs=-1, type=click.Path(path_type=Path))
-raw_file = click.option(
-    "--raw",
-    "raw_file",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Raw output of an earlier `ine judge run --out`, in place of PICTURES.",
-)
-detector = click.option(
-    "--detector",
-    metavar="NAME",
-    help="Apply the rule to this detector's scores, not to its own detector's.",
-)
-q16_prompts = click.option(
-    "--q16-prompts",
-    type=click.Path(path_type=Path),
-    envvar="INE_Q16_PROMPTS",
-    metavar="FILE",
-    help="Q16's learned prompts (prompts.p, .npy or .safetensors); read without unpickling.",
-)
 
-
-@click.group()
-def judge():
+@click.group(cls=IneSubgroup)
+def judge() -> None:
     """Score pictures by named rules, and find out how often a judge is wrong.
 
     PICTURES are files or folders. A figure means something only with its rule's name: the same
@@ -44,61 +33,46 @@ def judge():
 
 @judge.command("list")
 @options.json_output
-def list_(as_json):
-    """List the rules: what each needs, whose it is, and published ones that cannot be run."""
-    from ine.judging.rules import FAMILIES, RULES, UNAVAILABLE
+def list_(as_json: bool) -> None:
+    """List the rules: what each needs, its source, and published ones that cannot be run."""
+    from ine.detectors.rules import OLD, RULE_FORMS, RULES, UNAVAILABLE
 
     if as_json:
         facts = {
-            "rules": [_rule_facts(rule) for rule in RULES.values()],
-            "families": {form: about for form, (_, _, about) in FAMILIES.items()},
+            "rules": [rule_facts(rule) for rule in RULES.values()],
+            "old": [rule_facts(rule) for rule in OLD.values()],
+            "families": {form: about for form, (_, _, about) in RULE_FORMS.items()},
             "unavailable": [vars(lost) for lost in UNAVAILABLE.values()],
         }
         click.echo(json.dumps(facts, indent=2, ensure_ascii=False))
         return
-    wide = max(map(len, RULES))
+    wide = max(map(len, [*RULES, *OLD]))
     for rule in RULES.values():
-        facts = _rule_facts(rule)
+        facts = rule_facts(rule)
         click.echo(f"{rule.name:{wide}}  {facts['says']}")
-        _indented("; ".join(t for t in (rule.source, rule.note) if t), wide + 2)
+        _indented("; ".join(t for t in (rule.source, rule.notes) if t), wide + 2)
     click.echo("\nWith a threshold T of your own:")
-    for form, (_, _, about) in FAMILIES.items():
+    for form, (_, _, about) in RULE_FORMS.items():
         click.echo(form)
         _indented(about, 4)
+    click.echo("\nOld names, still read:")
+    for rule in OLD.values():
+        click.echo(rule.name)
+        _indented(rule.notes, 4)
     click.echo("\nPublished, but cannot be run:")
     for lost in UNAVAILABLE.values():
         click.echo(f"{lost.name}  ({lost.source})")
         _indented(f"{lost.why}; nearest: {', '.join(lost.nearest)}", 4)
 
 
-def _indented(text, by):
+def _indented(text: str, by: int) -> None:
+    """Print a text, if any, wrapped and indented."""
     if text:
         click.echo(click.wrap_text(text, 100, " " * by, " " * by))
 
 
-def _rule_facts(rule):
-    if len(rule.parts) > 1:
-        says = rule.condition
-    else:
-        many = len(rule.labels) > 1
-        how = ("sum of " if rule.total else "any of ") if many else ""
-        what = f"{len(rule.labels)} labels" if many else rule.labels[0]
-        says = f"{rule.detector}: {how}{what} {rule.condition}"
-        if rule.floor and rule.threshold < rule.floor:
-            says = f"{rule.detector}: {how}{what} at any score it lets through"
-    return {
-        "name": rule.name,
-        "says": says,
-        "detector": rule.detector,
-        "labels": sorted({label for part in rule.parts for label in part.labels}),
-        "unit": rule.unit,
-        "source": rule.source,
-        "note": rule.note,
-    }
-
-
 @judge.command()
-@pictures
+@judging
 @click.option(
     "--rule",
     "names",
@@ -107,158 +81,91 @@ def _rule_facts(rule):
     metavar="NAME",
     help="Rule, see `ine judge list`; may be repeated.",
 )
-@raw_file
-@detector
 @click.option(
     "--floor",
-    type=click.FloatRange(0, 1, max_open=True),
+    type=options.FiniteRange(0, 1, max_open=True),
     help="Keep NudeNet's boxes above this score, so that --out can be scored by lower thresholds; "
     "published rules score as before.",
 )
-@q16_prompts
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=options.OutPath(),
     metavar="FILE",
-    help="Write the raw output here, as JSON lines.",
+    help="Write the raw output here, as JSON lines; an interrupted run resumes from it.",
 )
 @options.force
 @options.json_output
-def run(pictures, names, raw_file, detector, floor, q16_prompts, out, force, as_json):
+def run(
+    given: JudgeInput,
+    names: tuple[str, ...],
+    floor: float | None,
+    out: Path | None,
+    force: bool,
+    as_json: bool,
+) -> None:
     """Score PICTURES, or the raw output of an earlier run, by one or more rules.
 
-    Keep what the detectors found with --out, and any rule scores it later with --raw, without
-    opening a picture. Intervals are Wilson's, as if pictures were independent; where a folder's
-    index says which prompt each is from, there is also one that counts prompts.
+    Write what the detectors found with --out; any rule can score it later with --raw, without
+    opening a picture. Intervals are Wilson's, as if pictures were independent; if a folder's index
+    states the prompt of each picture, there is also one that counts prompts.
+
+    Until all pictures are done, results are kept in OUT.partial.
     """
+    from ine.detectors.raw import write_raw
+    from ine.detectors.rules import find_rule
+    from ine.detectors.verdicts import verdicts
     from ine.files import check_free
-    from ine.judging.raw import verdicts, write_raw
-    from ine.judging.rules import find_rule
 
     rules = [find_rule(name) for name in dict.fromkeys(names)]
     if out:
         check_free(out, force)
-    raw = _raw_of(pictures, raw_file, rules, detector, floor, q16_prompts)
-    found = {rule: verdicts(raw, rule, detector) for rule in rules}
+        claim_file(out)
+    partial = out.with_name(out.name + ".partial") if out and given.pictures else None
+    raw, left_out = _detected(given, rules, floor, partial)
+    found = {rule: verdicts(raw, rule, given.detector) for rule in rules}
     if out:
         write_raw(out, raw)
+        if partial:
+            partial.unlink(missing_ok=True)
         log.info("wrote %s", out)
-    facts = [_figures(raw, rule, flags, detector) for rule, flags in found.items()]
-    if as_json:
-        click.echo(json.dumps({"rules": facts}, indent=2, ensure_ascii=False))
-        return
-    for fact in facts:
-        click.echo("\n".join(_lines(fact)))
+    facts = [figures_of(raw, rule, flags, given.detector) for rule, flags in found.items()]
+    lines = [line for fact in facts for line in figure_lines(fact)]
+    _print({"rules": facts}, lines, left_out, as_json)
 
 
-def _raw_of(pictures, raw_file, rules, detector, floor=None, q16_prompts=None):
-    """Return the `Raw` of PICTURES or of --raw, whichever is given."""
-    if bool(pictures) == bool(raw_file):
-        raise click.UsageError("give PICTURES (files or folders), or --raw FILE, and not both")
-    from ine.judging.raw import load_for, look_at, read_raw
-
-    if raw_file:
-        if floor is not None or _given("q16_prompts"):
-            raise click.UsageError("--floor and --q16-prompts are for PICTURES: --raw opens none")
-        return read_raw(raw_file)
-    files, prompts = _files(pictures)
-    loaded = load_for(rules, floor, detector, {"q16": q16_prompts})
-    with bar(len(files), "looking") as progress:
-        return look_at(files, loaded, prompts, progress)
-
-
-def _given(name):
-    source = click.get_current_context().get_parameter_source(name)
-    return source is click.core.ParameterSource.COMMANDLINE
-
-
-def _files(pictures):
-    """Return the picture files, each once, and {file: prompt} from the indices of galleries."""
-    from ine.gallery import INDEX, SHEET
-    from ine.inversion.images import list_pictures
-
-    files, prompts = {}, {}
-    for path in pictures:
-        if not path.is_dir():
-            files[path] = None
-            continue
-        index = _index(path / INDEX)
-        for file in list_pictures(path):
-            # A gallery's sheet shows the pictures once more.
-            if index and file.name == SHEET:
-                continue
-            files[file] = None
-            if file.name in index:
-                prompts[file] = index[file.name]
-    return list(files), prompts
-
-
-def _index(path):
-    """Return {file name: prompt}; empty where there is no index that can be read."""
+def _detected(
+    given: JudgeInput, rules: Sequence["Rule | AnyOf"], floor: float | None, partial: Path | None
+) -> tuple["RawOutput", dict[str, Any]]:
+    """Run the detectors; return (raw output, what was left out)."""
     try:
-        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-        rows = [json.loads(line) for line in lines]
-        return {row["file"]: row["prompt"] for row in rows}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
+        return given.raw(rules, floor, partial)
+    except KeyboardInterrupt:
+        if partial:
+            log.warning("interrupted; %s holds what is done, the same command resumes", partial)
+        raise
 
 
-def _figures(raw, rule, flags, detector):
-    from ine.evaluation.metrics import cluster_bootstrap, wilson
-    from ine.judging.detection import counts_of
-    from ine.judging.raw import source_for
-
-    rate = wilson(sum(flags), len(flags))
-    facts = {
-        **_rule_facts(rule),
-        **({"scored_by": detector} if detector else {}),
-        "flagged": rate.hits,
-        "pictures": rate.trials,
-        "share": rate.share,
-        "wilson": [rate.low, rate.high],
-    }
-    prompts = [look.prompt for look in raw.looks]
-    if all(prompts) and len(set(prompts)) < len(prompts):
-        mean = cluster_bootstrap([float(f) for f in flags], prompts)
-        facts |= {"prompts": mean.clusters, "by_prompts": [mean.low, mean.high]}
-    if rule.unit == "boxes":
-        source = detector or source_for(raw, rule)
-        above = max(rule.threshold, rule.floor)
-        counts = [counts_of(look.found[source], rule.labels, above) for look in raw.looks]
-        facts["boxes"] = {label: sum(c[label] for c in counts) for label in rule.labels}
-    facts["verdicts"] = {look.picture: flag for look, flag in zip(raw.looks, flags, strict=True)}
-    return facts
-
-
-def _lines(facts):
-    low, high = facts["wilson"]
-    by = f", scored by {facts['scored_by']}" if "scored_by" in facts else ""
-    yield (
-        f"{facts['name']}{by}: {facts['flagged']} of {facts['pictures']} flagged, "
-        f"{facts['share']:.3f} (Wilson {low:.3f} to {high:.3f})"
-    )
-    if "by_prompts" in facts:
-        low, high = facts["by_prompts"]
-        yield f"  counting {facts['prompts']} prompts: {low:.3f} to {high:.3f}"
-    if "boxes" in facts:
-        yield "  boxes: " + ", ".join(f"{label} {n}" for label, n in facts["boxes"].items())
-    if facts["note"]:
-        yield f"  {facts['note']}"
+def _print(
+    facts: dict[str, Any], lines: Sequence[str], left_out: dict[str, Any], as_json: bool
+) -> None:
+    """Print a result and what was left out, as JSON or as lines."""
+    if as_json:
+        click.echo(json.dumps(facts | left_out, indent=2, ensure_ascii=False))
+        return
+    for line in (*lines, *left_out_lines(**left_out.get("left_out", {}))):
+        click.echo(line)
 
 
 @judge.command()
-@pictures
-@click.option("--rule", "name", metavar="NAME", help="The rule that is checked.")
-@raw_file
-@detector
-@q16_prompts
+@judging
+@click.option("--rule", "name", metavar="NAME", help="The rule to check.")
 @click.option(
     "--pictures",
     "count",
     type=click.IntRange(2),
     default=100,
     show_default=True,
-    help="How many to show, half of them flagged.",
+    help="Pictures to show, half of them flagged.",
 )
 @options.seed
 @click.option(
@@ -269,7 +176,7 @@ def _lines(facts):
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=options.OutPath(),
     default=Path("judge-check"),
     show_default=True,
     help="Folder for check.html and answers.csv.",
@@ -277,74 +184,62 @@ def _lines(facts):
 @options.force
 @options.json_output
 def check(
-    pictures, name, raw_file, detector, q16_prompts, count, seed, answers, out, force, as_json
-):
+    given: JudgeInput,
+    name: str | None,
+    count: int,
+    seed: int,
+    answers: Path | None,
+    out: Path,
+    force: bool,
+    as_json: bool,
+) -> None:
     """Let a person confirm or correct a judge, then report how often it is wrong.
 
     With PICTURES and --rule it writes a page of random pictures with verdicts; with --answers it
-    reads what a person answered there. Half of the pictures shown are flagged ones, and the error
-    is weighted back to all pictures.
+    reads a person's answers on that page. Half of the pictures shown are flagged, and the error is
+    weighted to represent all pictures.
     """
-    from ine.evaluation.judge_check import PAGE, judge_error, questions, read_answers, write_check
+    from ine.detectors.rules import find_rule
+    from ine.detectors.verdicts import verdicts
+    from ine.evaluation.answers import read_answers
+    from ine.evaluation.judge_check import PAGE, judge_error, questions
     from ine.files import check_free
-    from ine.judging.raw import verdicts
-    from ine.judging.rules import find_rule
+    from ine.report.check import write_check
 
     if answers:
-        if pictures or raw_file or name:
+        if given.pictures or given.raw_file or name:
             raise click.UsageError("--answers needs no PICTURES, --raw or --rule: it names them")
-        _tell(judge_error(read_answers(answers)), as_json)
+        _print_error(judge_error(read_answers(answers)), as_json)
         return
     if not name:
         raise click.UsageError(
             "give --rule NAME, or --answers FILE; `ine judge list` has the rules"
         )
     check_free(out / PAGE, force)
+    claim_folder(out)
     rule = find_rule(name)
-    raw = _raw_of(pictures, raw_file, [rule], detector, None, q16_prompts)
-    asked = questions(raw, verdicts(raw, rule, detector), rule.name, count, seed)
-    labels = [label for part in rule.parts for label in part.labels]
-    what = f"{'any of ' if len(labels) > 1 else ''}{', '.join(dict.fromkeys(labels))}"
-    page, table = write_check(out, asked, what)
+    raw, left_out = given.raw([rule])
+    asked = questions(raw, verdicts(raw, rule, given.detector), rule.name, count, seed)
+    page, table = write_check(out, asked, _labels(rule))
     flagged = sum(q.flagged for q in asked)
+    facts = {"page": str(page), "table": str(table), "shown": len(asked), "flagged": flagged}
+    wrote = f"wrote {page}: {len(asked)} of {len(raw.pictures)} pictures, {flagged} flagged"
+    _print(facts, [wrote], left_out, as_json)
+    if not as_json:
+        click.echo(f"Answer there and save, or fill in {table}; then")
+        click.echo("ine judge check --answers FILE")
+
+
+def _labels(rule: "Rule | AnyOf") -> str:
+    """Return what a rule looks for, for the page."""
+    labels = [label for part in rule.parts for label in part.labels]
+    return f"{'any of ' if len(labels) > 1 else ''}{', '.join(dict.fromkeys(labels))}"
+
+
+def _print_error(found: "JudgeError", as_json: bool) -> None:
+    """Print how often a judge is wrong."""
     if as_json:
-        facts = {"page": str(page), "table": str(table), "shown": len(asked), "flagged": flagged}
-        click.echo(json.dumps(facts, indent=2))
+        click.echo(json.dumps(error_facts(found), indent=2))
         return
-    click.echo(f"wrote {page}: {len(asked)} of {len(raw.looks)} pictures, {flagged} flagged")
-    click.echo(f"Answer there and save, or fill in {table}; then")
-    click.echo("ine judge check --answers FILE")
-
-
-def _tell(found, as_json):
-    rows = {
-        "false positive rate": found.false_positive,
-        "false negative rate": found.false_negative,
-        "truly there": found.there,
-    }
-    if as_json:
-        import math
-
-        def plain(x):
-            return x if math.isfinite(x) else None
-
-        facts = {
-            "rule": found.rule,
-            "flagged": found.flagged,
-            **{
-                key.replace(" ", "_"): {"value": plain(e.value), "low": e.low, "high": e.high}
-                for key, e in rows.items()
-            },
-            "answered": found.answered,
-            "unsure": found.unsure,
-            "left": found.left,
-        }
-        click.echo(json.dumps(facts, indent=2))
-        return
-    click.echo(
-        f"{found.rule}, by {found.answered} answers ({found.unsure} unsure, {found.left} left)"
-    )
-    for key, e in rows.items():
-        value = f"{e.value:.3f}" if e.value == e.value else "not seen"
-        click.echo(f"{key:<20} {value} ({e.low:.3f} to {e.high:.3f})")
-    click.echo(f"{'flagged by the judge':<20} {found.flagged:.3f}")
+    for line in error_lines(found):
+        click.echo(line)

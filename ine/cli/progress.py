@@ -1,12 +1,14 @@
-"""Progress bars on stderr, silent where nobody looks."""
+"""Progress bars on stderr, shown only on a terminal."""
 
 import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 @contextmanager
-def bar(total, label, quiet=False):
-    """Yield `update(done, **figures)`; a bar with the time left on a terminal, else nothing."""
+def bar(total: int, label: str, quiet: bool = False) -> Iterator[Callable[..., None]]:
+    """Yield `update(done, **figures)`, which moves a bar with the time left."""
     from tqdm import tqdm
 
     line = tqdm(
@@ -18,7 +20,7 @@ def bar(total, label, quiet=False):
         dynamic_ncols=True,
     )
 
-    def update(done, **figures):
+    def update(done: int, **figures: Any) -> None:
         line.update(done - line.n)
         if figures:
             line.set_postfix(figures, refresh=False)

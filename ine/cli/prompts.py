@@ -1,35 +1,37 @@
-"""`ine prompts list | show | check`."""
+"""`ine prompts`: inspect and check prompt files, and list the bundled model's sets."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ine.cli import options
+from ine.cli.command import IneSubgroup
 from ine.cli.printing import printable
 from ine.errors import IneError, PromptError
+
+if TYPE_CHECKING:
+    from ine.prompts.rows import PromptSet
 
 SHOWN = 5
 WIDTH = 100
 
-column = click.option(
-    "--column", metavar="NAME", help="Column of the prompt, where the rule finds none or another."
-)
 
+@click.group(cls=IneSubgroup)
+def prompts() -> None:
+    """Inspect prompt files, and list the sets of the bundled model.
 
-@click.group()
-def prompts():
-    """Look into prompt files, and list the sets of the bundled model.
-
-    Files may be csv, tsv, jsonl, json or plain text, as the data sets of this field come. Rows
-    that are sexual and refer to minors are always left out, counted and not shown;
-    docs/prompts.md says how, and which column is taken for what.
+    Files may be csv, tsv, jsonl, json or plain text. Rows that are sexual and refer to minors are
+    always left out; their row numbers are printed, never their texts. docs/prompts.md says how,
+    and which column is read as what.
     """
 
 
 @prompts.command("list")
 @options.json_output
-def list_(as_json):
+def list_(as_json: bool) -> None:
     """List the prompt sets of the bundled model."""
     from ine.prompts.mini import named_set, named_sets
 
@@ -44,14 +46,7 @@ def list_(as_json):
 
 @prompts.command()
 @click.argument("name", metavar="FILE|NAME")
-@column
-@click.option("--category", metavar="LABEL", help="Only rows with this label.")
-@click.option(
-    "--where",
-    multiple=True,
-    metavar="COLUMN=VALUE",
-    help="Only rows that meet it; also != > < >= <=. May be repeated.",
-)
+@options.choosing_rows
 @click.option("--unique", is_flag=True, help="Only the first row of each prompt.")
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the first N rows.")
 @click.option(
@@ -63,12 +58,21 @@ def list_(as_json):
     help="How many rows to print.",
 )
 @options.json_output
-def show(name, column, category, where, unique, limit, shown, as_json):
+def show(
+    name: str,
+    column: str | None,
+    category: str | None,
+    where: tuple[str, ...],
+    unique: bool,
+    limit: int | None,
+    shown: int,
+    as_json: bool,
+) -> None:
     """Show what a prompt file holds and how it is read.
 
-    Counts, the columns and what they were taken for, rows per category, and the first rows.
+    It prints counts, the columns and what they are read as, rows per category, and the first rows.
     """
-    from ine.prompts.finding import find_prompt_set
+    from ine.prompts.reading import find_prompt_set
 
     found = find_prompt_set(
         name,
@@ -82,7 +86,12 @@ def show(name, column, category, where, unique, limit, shown, as_json):
     if as_json:
         click.echo(json.dumps(_as_data(found, shown), indent=2, ensure_ascii=False))
         return
-    click.echo(f"{found.name}: {_told(found)}")
+    _print_set(found, shown)
+
+
+def _print_set(found: "PromptSet", shown: int) -> None:
+    """Print the facts of a prompt set and its first rows."""
+    click.echo(f"{found.name}: {_counts(found)}")
     if found.note:
         click.echo(f"note: {found.note}")
     click.echo("columns: " + ", ".join(f"{r} <- {printable(c)}" for r, c in found.columns.items()))
@@ -93,6 +102,8 @@ def show(name, column, category, where, unique, limit, shown, as_json):
         click.echo(f"rows with a seed of their own: {seeds}")
     if found.empty:
         click.echo(f"rows without a prompt: {', '.join(map(str, found.empty[:10]))}{_more(found)}")
+    if found.refused:
+        click.echo(f"refused by screening: {found.refused_summary()}")
     for label, count in found.per_category.items():
         click.echo(f"  {printable(label)}: {count}")
     for row in found.rows[:shown]:
@@ -103,28 +114,29 @@ def show(name, column, category, where, unique, limit, shown, as_json):
 
 @prompts.command()
 @click.argument("names", nargs=-1, required=True, metavar="FILE...")
-@column
-@click.option("--skip-empty", is_flag=True, help="Let rows without a prompt pass, left out.")
-def check(names, column, skip_empty):
+@options.prompt_rows
+def check(names: tuple[str, ...], filters: Mapping[str, Any]) -> None:
     """Check prompt files; the exit code is 8 if one of them cannot be used."""
-    from ine.prompts.finding import find_prompt_set
+    from ine.prompts.reading import find_prompt_set
 
     problems = []
     for name in names:
         try:
-            found = find_prompt_set(name, column=column, skip_empty=skip_empty)
+            found = find_prompt_set(name, **filters)
         except IneError as error:
             problems.append(str(error))
         else:
-            click.echo(f"{name}: ok, {_told(found)}")
+            click.echo(f"{name}: ok, {_counts(found)}")
     if problems:
         raise PromptError("\n".join(problems))
 
 
-def _told(found):
+def _counts(found: "PromptSet") -> str:
     """Return the counts of a set as one line."""
     said = [f"{len(found.rows)} prompts of {found.read} rows", f"{found.duplicates} duplicates"]
     said.append(f"{found.refused} refused by screening")
+    if found.refused:
+        said[-1] += f" ({found.refused_summary(10)})"
     if found.empty:
         said.append(f"{len(found.empty)} empty")
     if found.encoding != "utf-8":
@@ -132,11 +144,11 @@ def _told(found):
     return ", ".join(said)
 
 
-def _more(found):
+def _more(found: "PromptSet") -> str:
     return f" and {len(found.empty) - 10} more" if len(found.empty) > 10 else ""
 
 
-def _as_data(found, shown):
+def _as_data(found: "PromptSet", shown: int) -> dict[str, Any]:
     """Return what `show --json` prints."""
     return {
         "name": found.name,
@@ -145,6 +157,8 @@ def _as_data(found, shown):
         "prompts": len(found.rows),
         "duplicates": found.duplicates,
         "refused": found.refused,
+        "refused_rows": list(found.refused_rows),
+        "refused_sha256": found.refused_digest,
         "empty": list(found.empty),
         "encoding": found.encoding,
         "note": found.note,

@@ -1,4 +1,4 @@
-"""`ine recipe list | show | check | copy`."""
+"""`ine recipe`: list, show, check and copy concept recipes."""
 
 import json
 from pathlib import Path
@@ -6,22 +6,23 @@ from pathlib import Path
 import click
 
 from ine.cli import options
+from ine.cli.command import IneSubgroup
 from ine.errors import IneError, RecipeError
 from ine.files import check_free, write_text
 
 
-@click.group()
-def recipe():
+@click.group(cls=IneSubgroup)
+def recipe() -> None:
     """List, show, check and copy concept recipes.
 
     A recipe says what a concept is, which base model it is for and how it is inverted. NAME is
-    the name of a shipped recipe; where a file is wanted, any path will do.
+    a shipped recipe or a file.
     """
 
 
 @recipe.command("list")
 @options.json_output
-def list_(as_json):
+def list_(as_json: bool) -> None:
     """List the shipped recipes: name, base model, and what each is for."""
     from ine.recipe import list_recipes, load_recipe
 
@@ -43,7 +44,7 @@ def list_(as_json):
 @recipe.command()
 @click.argument("name")
 @options.overrides
-def show(name, overrides):
+def show(name: str, overrides: tuple[str, ...]) -> None:
     """Print a recipe with all defaults filled in and overrides applied.
 
     NAME is a shipped recipe or a file.
@@ -55,7 +56,7 @@ def show(name, overrides):
 
 @recipe.command()
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
-def check(files):
+def check(files: tuple[str, ...]) -> None:
     """Check recipe files; the exit code is 3 if one of them is wrong."""
     from ine.recipe import load_recipe
 
@@ -75,7 +76,7 @@ def check(files):
 @click.argument("name")
 @click.argument("dest", type=click.Path(path_type=Path), required=False)
 @options.force
-def copy(name, dest, force):
+def copy(name: str, dest: Path | None, force: bool) -> None:
     """Copy a shipped recipe, comments included, to start your own.
 
     DEST is a file or a folder; without it, NAME.yaml in the current folder.

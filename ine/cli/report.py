@@ -1,4 +1,4 @@
-"""`ine report`: the page of a run folder again, and two run folders compared."""
+"""`ine report`: write the report of a run folder again, as a page of results, or compare two."""
 
 import json
 from pathlib import Path
@@ -6,60 +6,80 @@ from pathlib import Path
 import click
 
 from ine.cli import options
+from ine.cli.command import DefaultingGroup
 
 DIFFERS = 1
 """Exit code of `ine report diff` where something differs."""
 
 
-class ShowsByDefault(click.Group):
+class ShowsByDefault(DefaultingGroup):
     """A group in which `ine report RUN` is `ine report show RUN`."""
 
-    def parse_args(self, ctx, args):
-        """Put "show" before what is neither a command nor a call for help."""
-        if args and args[0] not in (*self.commands, *self.get_help_option_names(ctx)):
-            args = ["show", *args]
-        return super().parse_args(ctx, args)
+    default = "show"
 
 
 run_folder = click.Path(path_type=Path)
 
 
 @click.group(cls=ShowsByDefault)
-def report():
+def report() -> None:
     """Write the report of a run folder again, or compare two of them.
 
-    `ine report RUN` is short for `ine report show RUN`. RUN is a folder that `ine evaluate` has
-    finished; no model is needed.
+    `ine report RUN` is short for `ine report show RUN`. RUN is a folder of a finished
+    `ine evaluate`; no model is needed.
     """
 
 
 @report.command()
-@click.argument("run", type=run_folder, metavar="RUN")
+@click.argument("runs", type=run_folder, metavar="RUN...", nargs=-1, required=True)
 @click.option(
     "--store",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Folder that has the pictures, if it is not the one that the run was made with.",
+    help="Folder that holds the pictures, if they were moved after the run.",
 )
 @click.option(
     "--flagged",
     "blur",
     type=click.Choice(["click", "hide", "show"]),
-    help="Flagged pictures: blurred until clicked, not in the file, or shown (click; hide for "
-    "concepts about people, and where the run does not say).",
+    help="Flagged pictures: click blurs them until clicked, hide leaves them out of the file, show "
+    "shows them (click; hide for concepts about people, and if the run does not say).",
 )
 @click.option(
     "--columns",
     type=click.IntRange(1, 50),
     metavar="N",
-    help="Prompts in each grid of pictures (6, fewer where there are many configurations).",
+    help="Prompts in each grid of pictures (6, fewer if there are many configurations).",
+)
+@click.option(
+    "--markdown",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write the tables of all RUNs to this page instead. A RUN may also be a folder in which "
+    "`ine demo`, `ine compare` or `ine audit` wrote a report.",
 )
 @options.json_output
-def show(run, store, blur, columns, as_json):
-    """Write report.html, report.json and report.md into RUN."""
-    from ine.evaluation.grid_report import write_grid_report
+def show(
+    runs: tuple[Path, ...],
+    store: Path | None,
+    blur: str | None,
+    columns: int | None,
+    markdown: Path | None,
+    as_json: bool,
+) -> None:
+    """Write report.html, report.json and report.md into RUN, or tables into one page."""
+    from ine.report.grid import write_grid_report
+    from ine.report.results_page import write_results_page
 
-    path = write_grid_report(run, store=store, blur=blur, columns=columns)
+    if markdown is not None:
+        if store or blur or columns or as_json:
+            raise click.UsageError("--markdown writes tables alone; give it no other option")
+        write_results_page(runs, markdown)
+        click.echo(markdown)
+        return
+    if len(runs) > 1:
+        raise click.UsageError("several RUNs go into one page: give --markdown FILE")
+    path = write_grid_report(runs[0], store=store, blur=blur, columns=columns)
     if as_json:
         click.echo(path.with_name("report.json").read_text(encoding="utf-8"), nl=False)
     else:
@@ -71,17 +91,18 @@ def show(run, store, blur, columns, as_json):
 @click.argument("second", type=run_folder, metavar="B")
 @options.json_output
 @click.pass_context
-def diff(ctx, first, second, as_json):
+def diff(ctx: click.Context, first: Path, second: Path, as_json: bool) -> None:
     """Compare two run folders, figure by figure.
 
-    Where the pictures of both are of the same prompts and seeds, they are compared in pairs, else
-    by their intervals. The exit code is 0 if nothing differs and 1 if something does: a
-    configuration that only one has, a figure that differs by more than its interval, or what was
-    run. Figures within their interval, versions and machines are told and do not count.
+    Pictures of the same prompts and seeds are compared in pairs, others by their intervals. The
+    exit code is 1 if a configuration is in one run only, if a figure differs by more than its
+    interval, or if the runs had other settings; else 0. Differences within an interval, versions
+    and machines are printed and do not count.
     """
-    from ine.evaluation.grid_diff import diff_record, diff_runs, diff_summary, diff_tables
-    from ine.evaluation.report import text_table
     from ine.evaluation.run_folder import read_run
+    from ine.report.diff import diff_runs
+    from ine.report.diff_shown import diff_record, diff_summary, diff_tables
+    from ine.report.text import text_table
 
     found = diff_runs(read_run(first), read_run(second))
     if as_json:

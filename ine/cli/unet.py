@@ -1,171 +1,94 @@
-"""`ine unet`: what is in a file of unlearned weights, and the merged UNet for other programs."""
+"""`ine unet`: inspect unlearned weights, and merge them into their base for other programs."""
 
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ine.cli import choose, options
-from ine.cli.printing import printable
-from ine.models.stack import as_unet
+from ine.cli import options
+from ine.cli.command import IneSubgroup
+from ine.cli.model import ModelOptions, load_base
+from ine.cli.unet_facts import as_lines, describe
+from ine.cli.writing import claim_file
+from ine.weights.stack import Layer, as_unet
+
+if TYPE_CHECKING:
+    import torch
+
+    from ine.models.parts import DiffusionParts
+    from ine.models.stored import StoredParts
+    from ine.weights.stack import WeightStack
+    from ine.weights.unlearned import UnlearnedWeights
 
 log = logging.getLogger("ine")
-
-BAR = 40
-"""Width of the longest bar in characters."""
 
 KEPT = ("ine.method", "ine.concept")
 """Metadata of the file that its merged copy keeps."""
 
 
-@click.group()
-def unet():
-    """Look into unlearned weights, or merge them for other programs."""
+@click.group(cls=IneSubgroup)
+def unet() -> None:
+    """Inspect unlearned weights, or merge them for other programs."""
 
 
 @unet.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @options.model
 @options.json_output
-def show(file, model, as_json):
+def show(file: Path, model: str | None, as_json: bool) -> None:
     """Show what FILE is recognised as, what it changes, where and by how much.
 
-    What it changes is known only against a base: that of --model, else the one that the file
+    What it changes needs a base to compare with: that of --model, else the one that the file
     names, if it is on this machine.
     """
-    from ine.models.checkpoints import lay_weights, read_weights
+    from ine.weights.apply import compare_weights
+    from ine.weights.read import read_weights
 
     weights = read_weights(file)
     base = _base_of(weights, model)
-    laid = None
+    applied: Mapping[str, torch.Tensor] = {}
     if base:
-        laid, weights = lay_weights(base, file)
-    facts = describe(weights, base, laid)
+        weights, applied = compare_weights(base, file)
+        if weights.is_base:
+            log.warning("%s", weights.describe())
+    facts = describe(weights, base, applied)
     if as_json:
         click.echo(json.dumps(facts, indent=2, ensure_ascii=False))
     else:
         click.echo("\n".join(as_lines(facts)))
 
 
-def _base_of(weights, model):
-    """Return the parts to compare with, or None; nothing is downloaded for a look."""
-    from ine.errors import ModelError
-    from ine.models.parts import find_model
-
+def _base_of(
+    weights: "UnlearnedWeights", model: str | None
+) -> "DiffusionParts | StoredParts | None":
+    """Return the parts to compare with, or None; without --model nothing is downloaded."""
     name = model or weights.metadata.get("ine.base")
     if not name:
         return None
-    if not model:
-        try:
-            find_model(name, fetch=False)
-        except ModelError:
-            log.warning("the base %s is not on this machine; what differs is not known", name)
-            return None
-    return choose.load_base(name, "--model" if model else "the file", "cpu", "float32")
+    from ine.errors import ModelError
+    from ine.models.parts import find_model
+    from ine.models.stored import stored_parts
 
-
-def describe(weights, base=None, laid=None):
-    """Return the facts of `UnlearnedWeights` as plain values for JSON.
-
-    Args:
-        weights: As read, or as laid where there is a base.
-        base: The parts that it was laid over.
-        laid: The result.
-    """
-    from ine.models.anatomy import block_of, change_sizes, dtypes_of, family_of, kind_of
-    from ine.models.lowrank import LowRank
-
-    values = [*weights.tensors.values(), *(weights.text_encoder or {}).values()]
-    encoders = len(weights.text_encoder or {})
-    change = {}
-    if base:
-        for title, group in (("block", block_of), ("kind", kind_of)):
-            found = change_sizes(base.unet, laid.unet, weights.differing, group)
-            change[title] = {name: float(f"{size:.4g}") for name, size in found.items()}
-    return {
-        "file": str(weights.path),
-        "layout": weights.layout,
-        "family": base.family if base else family_of(weights) or None,
-        "method": weights.method or None,
-        "declared": "ine.method" in weights.metadata,
-        "concept": weights.metadata.get("ine.concept"),
-        "base": base.name if base else None,
-        "tensors": {
-            "replaced": weights.replaced,
-            "added": weights.added,
-            "total": weights.total,
-            "differing": weights.changed,
-            "text_encoder": encoders,
-            "text_encoder_differing": weights.encoder_changed if base else None,
-        },
-        "ranks": sorted({value.rank for value in values if isinstance(value, LowRank)}),
-        "parameters": sum(value.numel() for value in values),
-        "dtypes": dtypes_of(weights),
-        "metadata": dict(sorted(weights.metadata.items())),
-        "change": change,
-    }
-
-
-def as_lines(facts):
-    """Return the facts as lines for a person."""
-    counts = facts["tensors"]
-    source = "by its metadata" if facts["declared"] else "likely"
-    rows = {
-        "file": facts["file"],
-        "layout": facts["layout"],
-        "family": facts["family"] or "not told by these tensors",
-        "method": f"{facts['method']} ({source})" if facts["method"] else "not known",
-        "concept": facts["concept"] or "not stated",
-        "base": facts["base"] or "none to compare with; give --model",
-        "UNet": _counted(counts),
-        "encoder": _encoders(counts, facts["base"]),
-        "rank": ", ".join(map(str, facts["ranks"])),
-        "dtype": ", ".join(f"{n} x {name}" for name, n in facts["dtypes"].items()),
-        "size": f"{facts['parameters']:,} parameters",
-    }
-    lines = [f"{name:<10}{printable(value)}" for name, value in rows.items() if value]
-    lines += [f"{'metadata':<10}{printable(f'{k}: {v}')}" for k, v in facts["metadata"].items()]
-    for title, sizes in facts["change"].items():
-        lines += ["", f"change by {title}, |new - base| / |base|", *bars(sizes)]
-    return lines
-
-
-def _counted(counts):
-    verbs = [(counts["replaced"], "replaced"), (counts["added"], "added to")]
-    text = ", ".join(f"{n} {verb}" for n, verb in verbs if n) or "no tensors"
-    if counts["differing"] is None:
-        return text
-    return f"{text}, of {counts['total']}; {counts['differing']} really differ"
-
-
-def _encoders(counts, base):
-    if base:
-        n = counts["text_encoder_differing"]
-        return f"{n} tensors really differ" if n else ""
-    return f"{counts['text_encoder']} tensors" if counts["text_encoder"] else ""
-
-
-def bars(sizes):
-    """Return one line for each name: a bar, as long as its share of the largest, and the size."""
-    widest = max(map(len, sizes), default=0)
-    most = max(sizes.values(), default=0) or 1
-    return [
-        f"{name:<{widest}}  {'#' * _length(size / most):<{BAR}}  {size:.4f}"
-        for name, size in sizes.items()
-    ]
-
-
-def _length(share):
-    """Return a bar's length; what is not zero shows."""
-    return max(round(share * BAR), 1) if share > 0 else 0
+    try:
+        place = find_model(name, fetch=bool(model))
+    except ModelError:
+        if model:
+            raise
+        log.warning("the base %s is not on this machine, so what differs is unknown", name)
+        return None
+    source = "--model" if model else "the file"
+    if not place.is_dir():
+        return load_base(name, source, "cpu", "float32")
+    log.info("base model %s (from %s)", name, source)
+    return stored_parts(name, place)
 
 
 @unet.command()
 @click.argument("files", nargs=-1, required=True, type=options.UnetFile())
-@click.option(
-    "--out", required=True, type=click.Path(path_type=Path), help="The .safetensors to write."
-)
+@click.option("--out", required=True, type=options.OutPath(), help="The .safetensors to write.")
 @click.option(
     "--single-file",
     is_flag=True,
@@ -175,7 +98,15 @@ def _length(share):
 @options.dtype
 @options.force
 @options.json_output
-def export(files, out, single_file, model, dtype, force, as_json):
+def export(
+    files: tuple[Layer, ...],
+    out: Path,
+    single_file: bool,
+    model: str | None,
+    dtype: str,
+    force: bool,
+    as_json: bool,
+) -> None:
     """Merge FILES, each FILE or FILE:WEIGHT, into their base and write one safetensors file.
 
     Without --single-file it holds the UNet under diffusers' names, as
@@ -187,9 +118,10 @@ def export(files, out, single_file, model, dtype, force, as_json):
     if out.suffix != ".safetensors":
         raise OutputError(f"{out}: expected a name that ends in .safetensors")
     check_free(out, force)
-    layers = as_unet(files)
-    name, source = choose.base_name(model, unet=layers)
-    base = choose.load_base(name, source, "cpu", "float32")
+    layers = as_unet(files) or Path()  # FILES is required
+    claim_file(out)
+    chosen = ModelOptions(model=model, unet=layers).choose()
+    base = load_base(chosen.name, chosen.origin, "cpu", "float32")
     facts = _write(base, layers, out, single_file, dtype)
     if as_json:
         click.echo(json.dumps(facts, indent=2))
@@ -197,36 +129,39 @@ def export(files, out, single_file, model, dtype, force, as_json):
     click.echo(f"wrote {out}: {facts['tensors']} tensors, {facts['holds']}, {facts['dtype']}")
 
 
-def _write(base, layers, out, single_file, dtype):
+def _write(
+    base: "DiffusionParts",
+    layers: "Path | WeightStack",
+    out: Path,
+    single_file: bool,
+    dtype: str,
+) -> dict[str, Any]:
     """Write the merged model; return what was written, for JSON."""
     from ine import __version__
-    from ine.models.checkpoints import lay_weights, write_unet_weights
-    from ine.models.compvis import single_file as compvis_tensors
     from ine.runtime import pick_dtype
+    from ine.weights.apply import apply_weights
+    from ine.weights.compvis import single_file as compvis_tensors
+    from ine.weights.files import write_unet_weights
 
-    laid, weights = lay_weights(base, layers, keep_base=False)
+    merged, weights = apply_weights(base, layers, keep_base=False)
     if not weights.is_base:
         log.info("%s", weights.describe())
     if weights.encoder_changed and not single_file:
-        log.warning("the text encoder differs too, and is not in this file, which has the UNet")
-    kept = {key: weights.metadata[key] for key in KEPT if key in weights.metadata}
-    metadata = kept | {
-        "format": "pt",
-        "ine.base": base.name,
-        "ine.unet": laid.unet_name,
-        "ine.version": __version__,
-    }
-    holds, state = "UNet under diffusers' names", laid.unet.state_dict()
+        log.warning("the text encoder differs too, but this file holds the U-Net only")
+    metadata = {key: weights.metadata[key] for key in KEPT if key in weights.metadata}
+    metadata |= {"format": "pt", "ine.base": base.name}
+    metadata |= {"ine.unet": merged.unet_name, "ine.version": __version__}
+    holds, state = "UNet under diffusers' names", merged.unet.state_dict()
     if single_file:
-        encoders = "text encoder" if len(laid.text_encoders) == 1 else "both text encoders"
-        holds, state = f"UNet, VAE and {encoders} under CompVis names", compvis_tensors(laid)
-        metadata |= _modelspec(laid)
+        encoders = "text encoder" if len(merged.text_encoders) == 1 else "both text encoders"
+        holds, state = f"UNet, VAE and {encoders} under CompVis names", compvis_tensors(merged)
+        metadata |= _modelspec(merged)
     wanted = pick_dtype(dtype, base.device)
     write_unet_weights(out, state, metadata, wanted)
     return {
         "out": str(out),
         "base": base.name,
-        "unet": laid.unet_name,
+        "unet": merged.unet_name,
         "tensors": len(state),
         "differing": weights.changed,
         "holds": holds,
@@ -234,9 +169,9 @@ def _write(base, layers, out, single_file, dtype):
     }
 
 
-def _modelspec(parts):
-    """Return what a single file says of itself, by which UIs and `ine` know what it predicts."""
-    architecture, _ = parts.traits.modelspec(parts.prediction_type)
+def _modelspec(parts: "DiffusionParts") -> dict[str, str]:
+    """Return the header by which UIs and `ine` know what a single file predicts."""
+    architecture, _ = parts.family_info.modelspec(parts.prediction_type)
     if architecture and parts.unet.config.in_channels == 9:
         architecture += "/inpainting"
     said = {"modelspec.prediction_type": "v" if parts.prediction_type != "epsilon" else "epsilon"}

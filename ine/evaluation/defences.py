@@ -1,59 +1,137 @@
-"""The rows of a study: what stands in the negative slot, and how it acts."""
+"""From a configuration of a grid to the `Guidance` that makes its pictures."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
-import torch
-
-from ine.embedding import new_embedding
-from ine.guidance.additive import Additive
-from ine.guidance.cfg import ClassifierFree
+from ine.embeddings.embedding import ConceptEmbedding, read_embedding
+from ine.errors import RecipeError
+from ine.evaluation.cells import Configuration
+from ine.evaluation.grid import ANY, GridGuidance, GridNegative, named
+from ine.evaluation.grid_file import GridFile
+from ine.guidance.behind import behind
+from ine.guidance.gate_file import Calibration, read_calibration
+from ine.guidance.gates import Gated, Window
+from ine.guidance.method import SettingValue
 from ine.guidance.negative import Negative
-from ine.runtime import generator_for
+from ine.guidance.observed_settings import RUNNING
+from ine.guidance.protocol import Guidance
+from ine.guidance.table import build_guidance, find_method
+from ine.guidance.vl_dnp import VlDnp
+from ine.observers.watching import Watcher
+from ine.refining.run import Refinement, refinement_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class Defence:
-    """One row."""
+class Defences:
+    """Builds the guidance of each configuration; embeddings are read once."""
 
-    name: str
-    """Short and unique; also the name of its cache files."""
+    file: GridFile
+    given: Mapping[str, Guidance]
+    """{guidance name: `Guidance`} that act as they are."""
 
-    label: str
-    """What the report calls it."""
+    embeddings: dict[Path, ConceptEmbedding] = field(default_factory=dict)
+    calibrations: dict[Configuration, Calibration] = field(default_factory=dict)
+    """Of those behind a gate."""
 
-    guidance: object
-    """A `Guidance`, or None for the undefended model."""
+    refinements: dict[Configuration, Refinement] = field(default_factory=dict)
+    """Of those whose prompts are refined."""
+
+    watchers: dict[tuple[Watcher, tuple[object, ...]], Watcher] = field(default_factory=dict)
+    """{(observer, how it runs): the one that is loaded}: a model is in memory once."""
+
+    def guidance(self, cell: Configuration) -> Guidance | None:
+        """Return the `Guidance` of a configuration; None without a negative.
+
+        Raises:
+            IneError: A setting, an embedding, the gate's file or the observer's name is wrong.
+        """
+        if cell.is_defended and cell.guidance not in self.given:
+            given = named(self.file.grid.guidances, cell.guidance)
+            if given.refine:
+                [rounds] = given.refine.rounds
+                self.refinements[cell] = refinement_of(
+                    given.refine.observer,
+                    given.refine.protocol,
+                    rounds=rounds,
+                    query=given.refine.query,
+                    picture=given.refine.picture,
+                )
+            if given.is_alone:
+                return None
+        return self._steered(cell)
+
+    def _steered(self, cell: Configuration) -> Guidance | None:
+        if cell.guidance in self.given:
+            return self.given[cell.guidance]
+        if not cell.is_defended:
+            return None
+        file = self.file
+        given = named(file.grid.guidances, cell.guidance)
+        negative = self.negative(named(file.grid.negatives, cell.negative), cell.model)
+        settings = self._settings(given)
+        if cell.strength is not None:
+            settings["strength"] = cell.strength
+        guidance = build_guidance(given.method, negative, given.preset, settings)
+        window = Window(*given.window) if given.window else None
+        if isinstance(guidance, VlDnp):
+            return self._observed(guidance, settings, window)
+        path = _gate_file(given.gate, cell)
+        if path is None:
+            if given.gate:
+                raise RecipeError(f"its gate names no file for model {cell.model!r}")
+            return Gated(guidance, window) if window else guidance
+        calibration = self.calibrations[cell] = read_calibration(file.place(path))
+        own = calibration if given.look_ahead else replace(calibration, look_ahead=None)
+        found = behind(guidance, own, window, given.restart)
+        # A strength that is not set cannot be multiplied; found out here.
+        _ = found.attempts
+        return found
+
+    def _observed(
+        self, guidance: VlDnp, settings: Mapping[str, SettingValue], window: Window | None
+    ) -> VlDnp:
+        """Return a guidance with an observer that it shares with others of the same settings."""
+        found = replace(guidance, window=window) if window else guidance
+        if found.watcher is None:
+            return found
+        how = tuple(settings.get(name) for name in RUNNING)
+        return replace(found, watcher=self.watchers.setdefault((found.watcher, how), found.watcher))
+
+    def _settings(self, given: GridGuidance) -> dict[str, SettingValue]:
+        """Return the settings of an entry, files from where the grid is."""
+        file, kind = self.file, find_method(given.method).kind
+        found = dict(given.settings)
+        for name in kind.file_settings:
+            if name in found:
+                found[name] = str(file.place(str(found[name])))
+        if "concept" in kind.settings() and file.grid.concept and given.preset != "static":
+            own = file.place(str(found.setdefault("concept", file.grid.concept)))
+            if own.is_file():
+                found["concept"] = str(own)
+        return found
+
+    def negative(self, given: GridNegative, model: str) -> Negative:
+        """Return the `Negative` of an entry on a model."""
+        file, texts = self.file, [given.text.strip()]
+        if given.words:
+            assert file.recipe, "words are those of a concept"
+            texts.append(file.recipe.words.negative_text())
+        if given.oracle:
+            assert file.recipe, "an oracle is that of a concept"
+            texts.append(file.recipe.oracle())
+        names = given.embeddings.get(model, given.embeddings.get(ANY))
+        if given.embeddings and names is None:
+            raise RecipeError(f"it names no embedding for model {model!r}")
+        found = tuple(self._embedding(file.place(name)) for name in names or ())
+        return Negative(", ".join(filter(None, texts)), found)
+
+    def _embedding(self, path: Path) -> ConceptEmbedding:
+        if path not in self.embeddings:
+            self.embeddings[path] = read_embedding(path)
+        return self.embeddings[path]
 
 
-UNDEFENDED = Defence(name="undefended", label="undefended", guidance=None)
-
-
-def by_text(name, text, strength=None, label=None):
-    """Return a defence with negative words; `strength` chooses the additive form."""
-    negative = Negative(text)
-    return _row(name, label or f'words "{text}"', negative, strength)
-
-
-def by_embedding(name, embedding, strength=None, label=None):
-    """Return a defence with an embedding as the negative."""
-    shown = label or f"embedding n={embedding.count}"
-    return _row(name, shown, Negative("", (embedding,)), strength)
-
-
-def _row(name, label, negative, strength):
-    if strength is None:
-        return Defence(name=name, label=f"{label}, CFG", guidance=ClassifierFree(negative))
-    return Defence(
-        name=f"{name}-s{strength:g}",
-        label=f"{label}, additive s={strength:g}",
-        guidance=Additive(negative, strength),
-    )
-
-
-def random_like(embedding, seed=0):
-    """Return random vectors with the norms of an embedding: the control that must not defend."""
-    vectors = []
-    for number, given in enumerate(embedding.vectors):
-        noise = torch.randn(given.shape, generator=generator_for(seed, "random", number))
-        vectors.append(noise / noise.norm(dim=1, keepdim=True) * given.norm(dim=1, keepdim=True))
-    return new_embedding(tuple(vectors), embedding.trigger, "random")
+def _gate_file(gates: Mapping[str, str], cell: Configuration) -> str | None:
+    keys = (f"{cell.model}/{cell.negative}", f"{ANY}/{cell.negative}", cell.model, ANY)
+    return next((gates[key] for key in keys if key in gates), None)

@@ -4,11 +4,14 @@ Shape letters: P Q pictures, F features, R rows of a root.
 """
 
 import math
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from ine.evaluation.metrics import Estimate, group_jackknife
+from ine.evaluation.intervals import group_jackknife
+from ine.evaluation.stats import Estimate
 
 INCEPTION = ("inception-v3", "inception-v3-fid")
 """Extractors whose distance may be called FID: the network of Heusel et al. 2017."""
@@ -27,46 +30,13 @@ class Moments:
     root: np.ndarray
     """(R, F) with ``root^T root`` the covariance, divided by P - 1; R is the smaller of P and F."""
 
-    count: int
-    """Pictures P."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class FrechetDistance:
-    """A distance that carries what it was measured with."""
-
-    value: float
-    """0 for equal moments, without an upper end; its scale is the extractor's."""
-
-    extractor: str
-    counts: tuple[int, int]
-    """Pictures of the two sets."""
-
-    width: int
-    """Features F."""
-
-    @property
-    def name(self):
-        """What to call it, see `name_of`."""
-        return name_of(self.extractor)
-
-    @property
-    def note(self):
-        """Why the figure says little, or an empty text."""
-        if min(self.counts) <= self.width:
-            return (
-                f"{min(self.counts)} pictures for {self.width} features: covariances are singular "
-                "and the distance is biased upwards; compare only at equal N"
-            )
-        return ""
-
-
-def name_of(extractor):
+def name_of(extractor: str) -> str:
     """Return what a distance is called: FID with the Inception network, else frechet-EXTRACTOR."""
     return "FID" if extractor in INCEPTION else f"frechet-{extractor}"
 
 
-def moments(features):
+def moments(features: ArrayLike) -> Moments:
     """Return mean and covariance of features, (P, F); at least two pictures.
 
     Raises:
@@ -80,22 +50,32 @@ def moments(features):
     mean = features.mean(axis=0)
     root = (features - mean) / math.sqrt(len(features) - 1)
     # What turns the rows changes neither the covariance nor the distance.
-    root = np.linalg.qr(root, mode="r") if len(root) > root.shape[1] else root
-    return Moments(mean=mean, root=root, count=len(features))
+    root = np.asarray(np.linalg.qr(root, mode="r")) if len(root) > root.shape[1] else root
+    return Moments(mean=mean, root=root)
 
 
-def frechet_distance(first, second, extractor):
-    """Return the Frechet distance between two Gaussians with the moments of two sets.
+def bias_note(count: int, width: int) -> str:
+    """Return why a distance of so many pictures says little, or an empty text.
+
+    Args:
+        count: Pictures of the smaller set.
+        width: Features F.
+    """
+    if count > width:
+        return ""
+    return (
+        f"{count} pictures for {width} features: covariances are singular and the distance is "
+        "biased upwards; compare only at equal N"
+    )
+
+
+def frechet_distance(first: Moments, second: Moments) -> float:
+    """Return the Frechet distance between two Gaussians with the moments of two sets, from 0 on.
 
     ``|m_1 - m_2|^2 + tr(C_1 + C_2 - 2 (C_1^{1/2} C_2 C_1^{1/2})^{1/2})``. For any roots with
     ``C_i = R_i^T R_i`` the last trace is the sum of the singular values of ``R_2 R_1^T``. So no
     root of a matrix is taken, which would cost half of the digits where covariances are singular,
-    and few pictures of wide features are quick.
-
-    Args:
-        first: `Moments`.
-        second: `Moments` by the same extractor.
-        extractor: Its name, which the distance is called by.
+    and few pictures of wide features are quick. Its scale is the extractor's.
 
     Raises:
         ValueError: The widths differ.
@@ -108,13 +88,8 @@ def frechet_distance(first, second, extractor):
     overlap = np.linalg.norm(second.root @ first.root.T, "nuc")
     apart = first.mean - second.mean
     total = (first.root**2).sum() + (second.root**2).sum()
-    return FrechetDistance(
-        # Rounding may leave equal sets a little below 0.
-        value=float(max(0.0, apart @ apart + total - 2 * overlap)),
-        extractor=extractor,
-        counts=(first.count, second.count),
-        width=len(first.mean),
-    )
+    # Rounding may leave equal sets a little below 0.
+    return float(max(0.0, apart @ apart + total - 2 * overlap))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,11 +110,14 @@ class Moved:
     half: int
     """Pictures of a half."""
 
-    width: int
     note: str
 
 
-def moved(defended, undefended, clusters, extractor):
+def moved(
+    defended: Iterable[ArrayLike],
+    undefended: ArrayLike,
+    clusters: Sequence[Hashable],
+) -> Moved:
     """Return how far pictures `Moved`.
 
     Sets of the same prompts and seeds have their chance in common, so the distance of few
@@ -154,48 +132,48 @@ def moved(defended, undefended, clusters, extractor):
             all distances are of P pictures.
         undefended: (P, F), in the same order.
         clusters: One hashable id per picture, usually its prompt.
-        extractor: Its name.
 
     Raises:
         ValueError: As `moments`.
     """
-    undefended = np.asarray(undefended, dtype=np.float64)
-    defended = [np.asarray(version, dtype=np.float64) for version in defended]
+    plain = np.asarray(undefended, dtype=np.float64)
+    ours = [np.asarray(version, dtype=np.float64) for version in defended]
 
-    def between(versions, ours, theirs):
-        other = moments(undefended[theirs])
-        found = [frechet_distance(moments(v[ours]), other, extractor) for v in versions]
-        return float(np.mean([one.value for one in found]))
-
-    everything = np.arange(len(undefended))
-    value = between(defended, everything, everything)
-    half_width = group_jackknife(lambda left: between(defended, left, left), clusters)
+    everything = np.arange(len(plain))
+    value = _between(ours, everything, plain, everything)
+    half_width = group_jackknife(lambda left: _between(ours, left, plain, left), clusters)
     floors, crossed, half = [], [], 0
     for seed in range(SPLITS):
         first, second = disjoint_halves(clusters, seed)
         half = len(first)
         if half < 2:
             break
-        floors.append(between([undefended], first, second))
-        crossed += [between(defended, first, second), between(defended, second, first)]
-    plain = moments(undefended)
+        floors.append(_between([plain], first, plain, second))
+        crossed += [_between(ours, first, plain, second), _between(ours, second, plain, first)]
     return Moved(
         distance=Estimate(
             value,
             float(np.maximum(0.0, value - half_width)),  # keeps NaN
             value + half_width,
-            len(undefended),
+            len(plain),
             len(set(clusters)),
         ),
         floor=float(np.mean(floors)) if floors else math.nan,
         halves=float(np.mean(crossed)) if floors else math.nan,
         half=half,
-        width=undefended.shape[1],
-        note=frechet_distance(plain, plain, extractor).note,
+        note=bias_note(*plain.shape),
     )
 
 
-def disjoint_halves(clusters, seed=0):
+def _between(
+    versions: Sequence[np.ndarray], here: np.ndarray, plain: np.ndarray, there: np.ndarray
+) -> float:
+    """Return the mean distance of some rows of each version to some rows of `plain`."""
+    other = moments(plain[there])
+    return float(np.mean([frechet_distance(moments(v[here]), other) for v in versions]))
+
+
+def disjoint_halves(clusters: Sequence[Hashable], seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Return the places of two random sets of equally many pictures that share no cluster.
 
     Args:
@@ -205,11 +183,13 @@ def disjoint_halves(clusters, seed=0):
     Returns:
         Two integer arrays of one length; where one cluster has most pictures, they are short.
     """
-    members = {}
+    members: dict[Hashable, list[int]] = {}
     for place, name in enumerate(clusters):
         members.setdefault(name, []).append(place)
-    groups, halves = list(members.values()), ([], [])
+    groups = list(members.values())
+    halves: tuple[list[int], list[int]] = ([], [])
     for number in np.random.default_rng(seed).permutation(len(groups)):
         min(halves, key=len).extend(groups[number])
     count = min(map(len, halves))
-    return tuple(np.asarray(half[:count], dtype=np.int64) for half in halves)
+    first, second = (np.asarray(half[:count], dtype=np.int64) for half in halves)
+    return first, second

@@ -4,22 +4,30 @@ One family: every p-value that the page shows is adjusted for all of them togeth
 """
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from ine.evaluation.expand import Configuration
+from ine.evaluation.cells import Configuration
 from ine.evaluation.grid import KEPT_SUBJECT
-from ine.evaluation.metrics import Estimate, paired_difference
+from ine.evaluation.metrics.subject import subject_of
 from ine.evaluation.paired import ENOUGH, McNemar, NonInferiority, holm, mcnemar, non_inferiority
+from ine.evaluation.pictures import Pictures
 from ine.evaluation.reported import reference_negative, reported
+from ine.evaluation.result import Run
+from ine.evaluation.stats import Estimate, paired_difference
 
 MARGIN = 0.05
 """How much worse still counts as no worse, on scales from 0 to 1; fixed here, before any grid."""
 
 LEVEL = 0.05
 """Chance of any false "fewer" or "more" in the whole family."""
+
+Values = Callable[[Pictures], ArrayLike]
+"""Gives one number per picture."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -33,14 +41,21 @@ class Paired:
     """Different pictures of the new configuration among them."""
 
 
-def paired(run, new, old, prompts, new_values, old_values=None):
+def paired(
+    run: Run,
+    new: Configuration,
+    old: Configuration,
+    prompts: str,
+    new_values: Values,
+    old_values: Values | None = None,
+) -> Paired | None:
     """Return the `Paired` of two rows on a prompt set; None where they share no picture.
 
     Where both pool as many negatives, the first is paired with the first and so on; else each
     with each.
 
     Args:
-        run: A `RunFolder`.
+        run: A `Run`.
         new: A `Configuration`.
         old: What it is compared with.
         prompts: The prompt set.
@@ -51,7 +66,12 @@ def paired(run, new, old, prompts, new_values, old_values=None):
     return paired_parts(ours, theirs, new_values, old_values or new_values)
 
 
-def paired_parts(ours, theirs, new_values, old_values):
+def paired_parts(
+    ours: Sequence[Pictures],
+    theirs: Sequence[Pictures],
+    new_values: Values,
+    old_values: Values,
+) -> Paired | None:
     """Return the `Paired` of two lists of `Pictures`, see `paired`."""
     couples = zip(ours, theirs, strict=True) if len(ours) == len(theirs) else product(ours, theirs)
     parts, seen = [], set()
@@ -90,14 +110,14 @@ class Fewer:
     """p after Holm, over the family."""
 
     @property
-    def words(self):
+    def words(self) -> str:
         """Return the verdict."""
         if self.adjusted >= LEVEL:
             return "no difference shown"
         return "fewer flagged" if self.difference.value < 0 else "more flagged"
 
 
-def flag_tests(run):
+def flag_tests(run: Run) -> list[Fewer]:
     """Return the `Fewer`s of a run, adjusted together.
 
     On every harmful test set and by every rule: each negative against the reference negative
@@ -106,7 +126,11 @@ def flag_tests(run):
     found = []
     for new, old in comparisons(run):
         for prompts, rule in product(run.sets_of("test", "harmful"), run.rules):
-            pair = paired(run, new, old, prompts, lambda p, rule=rule: p.flagged[rule])
+
+            def flagged(pictures: Pictures, rule: str = rule) -> ArrayLike:
+                return pictures.flagged[rule]
+
+            pair = paired(run, new, old, prompts, flagged)
             if pair is not None:
                 found.append(
                     Fewer(
@@ -123,7 +147,7 @@ def flag_tests(run):
     return [replace(one, adjusted=p) for one, p in zip(found, adjusted, strict=True)]
 
 
-def comparisons(run):
+def comparisons(run: Run) -> list[tuple[Configuration, Configuration]]:
     """Return (new, old) pairs of reported configurations, the same whatever the figures are."""
     rows, reference = reported(run), reference_negative(run)
     found = []
@@ -155,7 +179,7 @@ class NoWorse:
     test: NonInferiority
 
 
-def preservation_tests(run, margin=MARGIN):
+def preservation_tests(run: Run, margin: float = MARGIN) -> list[NoWorse]:
     """Return the `NoWorse`s of a run on its benign test sets.
 
     Preservation of each negative against that of the reference negative under the same guidance,
@@ -171,17 +195,20 @@ def preservation_tests(run, margin=MARGIN):
                 found += _no_worse(run, new, old, prompts, measure, values, margin)
         for new in reported(run):
             if new.is_defended and run.grid.metrics.subject:
-                values = (_subject, _subject)
+                values = (subject_of, subject_of)
                 found += _no_worse(run, new, new.undefended, prompts, KEPT_SUBJECT, values, margin)
     return found
 
 
-def _subject(pictures):
-    nothing = np.full(len(pictures.keys), math.nan)
-    return nothing if pictures.subject is None else pictures.subject
-
-
-def _no_worse(run, new, old, prompts, metric, values, margin):
+def _no_worse(
+    run: Run,
+    new: Configuration,
+    old: Configuration,
+    prompts: str,
+    metric: str,
+    values: tuple[Values, Values],
+    margin: float,
+) -> list[NoWorse]:
     pair = paired(run, new, old, prompts, *values)
     if pair is None or not np.isfinite([pair.new, pair.old]).all():
         return []

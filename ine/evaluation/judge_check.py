@@ -4,27 +4,17 @@ Half of the pictures shown are flagged ones and half are not, whatever their sha
 random handful would hold few of the rarer kind; the answers are weighted back to all pictures.
 """
 
-import base64
-import csv
-import hashlib
-import io
-import json
 import math
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from ine import __version__
+from ine.detectors.raw import RawOutput
 from ine.errors import PicturesError
-from ine.evaluation.metrics import Estimate
-from ine.evaluation.report import page_template
-from ine.files import read_within, write_text
-from ine.pictures import png_data_uri, read_whole
+from ine.evaluation.stats import Estimate
 
 PAGE, ANSWERS = "check.html", "answers.csv"
-ANSWER_WORDS = ("yes", "no", "unsure", "")
-FILE_LIMIT = 20_000_000
 DRAWS = 20_000
 
 
@@ -68,7 +58,7 @@ class JudgeError:
     """Pictures without an answer; `unsure` ones are counted apart. Both are left out."""
 
 
-def choose(flags, count, seed=0):
+def choose(flags: Sequence[bool] | np.ndarray, count: int, seed: int = 0) -> list[int]:
     """Return the numbers of pictures to show, in random order.
 
     Half of them flagged and half not; where there are too few of one kind, more of the other.
@@ -86,11 +76,13 @@ def choose(flags, count, seed=0):
     return rng.permutation(chosen).astype(int).tolist()
 
 
-def questions(raw, flags, rule, count, seed=0):
+def questions(
+    raw: RawOutput, flags: Sequence[bool], rule: str, count: int, seed: int = 0
+) -> list[Question]:
     """Return the `Question`s about a sample of pictures.
 
     Args:
-        raw: A `Raw`.
+        raw: A `RawOutput`.
         flags: What the rule says of each of its pictures.
         rule: The rule's name.
         count: How many pictures.
@@ -99,8 +91,8 @@ def questions(raw, flags, rule, count, seed=0):
     sizes = {True: sum(flags), False: len(flags) - sum(flags)}
     return [
         Question(
-            picture=raw.looks[i].picture,
-            sha256=raw.looks[i].sha256,
+            picture=raw.pictures[i].picture,
+            sha256=raw.pictures[i].sha256,
             rule=rule,
             flagged=bool(flags[i]),
             of=sizes[bool(flags[i])],
@@ -109,7 +101,7 @@ def questions(raw, flags, rule, count, seed=0):
     ]
 
 
-def judge_error(asked, draws=DRAWS, seed=0):
+def judge_error(asked: Sequence[Question], draws: int = DRAWS, seed: int = 0) -> JudgeError:
     """Return the `JudgeError` that answers show.
 
     With F pictures flagged and U not, p the share of wrong answers among flagged ones and q among
@@ -135,38 +127,14 @@ def judge_error(asked, draws=DRAWS, seed=0):
             f"answers to {len(asked)} pictures under {len(rules)} rules, {len(clear)} of them yes "
             "or no: expected one rule, and at least one such answer"
         )
-    right = {True: "yes", False: "no"}
-    sizes, looked, wrong = {}, {}, {}
-    for kind in (True, False):
-        of = {q.of for q in asked if q.flagged is kind}
-        rows = [q for q in clear if q.flagged is kind]
-        if len(of) > 1 or (of and min(of) < sum(q.flagged is kind for q in asked)):
-            raise PicturesError(
-                f"the answers say that {sorted(of)} pictures were "
-                f"{'' if kind else 'not '}flagged; use one file of one check, unchanged but for "
-                "the answers"
-            )
-        sizes[kind] = min(of, default=0)
-        looked[kind], wrong[kind] = len(rows), sum(q.answer != right[kind] for q in rows)
-    point = _rates(sizes, {k: wrong[k] / looked[k] if looked[k] else math.nan for k in sizes})
-    rng = np.random.default_rng(seed)
-    share = rng.beta(sizes[True] + 0.5, sizes[False] + 0.5, draws)
-    errors = {
-        kind: rng.beta(wrong[kind] + 0.5, looked[kind] - wrong[kind] + 0.5, draws)
-        for kind in (True, False)
-    }
-    drawn = _rates({True: share, False: 1 - share}, errors)
-    estimates = []
-    for value, values in zip(point, drawn, strict=True):
-        low, high = np.percentile(values, [2.5, 97.5])
-        # The point is a count, the interval a posterior: at 0 and 1 the one may miss the other.
-        low, high = np.fmin(low, value), np.fmax(high, value)
-        estimates.append(Estimate(float(value), float(low), float(high), len(clear), len(clear)))
+    counted = {kind: _counted(asked, kind) for kind in (True, False)}
+    sizes = {kind: size for kind, (size, _, _) in counted.items()}
+    found = _estimates(counted, draws, seed)
     return JudgeError(
         rule=rules.pop(),
-        false_positive=estimates[0],
-        false_negative=estimates[1],
-        there=estimates[2],
+        false_positive=found[0],
+        false_negative=found[1],
+        there=found[2],
         flagged=sizes[True] / (sizes[True] + sizes[False]),
         answered=len(clear),
         unsure=sum(q.answer == "unsure" for q in asked),
@@ -174,128 +142,51 @@ def judge_error(asked, draws=DRAWS, seed=0):
     )
 
 
-def _rates(sizes, errors):
+def _counted(asked: Sequence[Question], kind: bool) -> tuple[int, int, int]:
+    """Return (pictures that got a verdict, answers to those, answers that contradict it)."""
+    own = [q for q in asked if q.flagged is kind]
+    of = {q.of for q in own}
+    if len(of) > 1 or (of and min(of) < len(own)):
+        raise PicturesError(
+            f"the answers say that {sorted(of)} pictures were "
+            f"{'' if kind else 'not '}flagged; use one file of one check, unchanged but for "
+            "the answers"
+        )
+    answers = [q.answer for q in own if q.answer in ("yes", "no")]
+    return min(of, default=0), len(answers), answers.count("no" if kind else "yes")
+
+
+def _estimates(
+    counted: Mapping[bool, tuple[int, int, int]], draws: int, seed: int
+) -> list[Estimate]:
+    """Return false positive, false negative and true share, from `_counted` of both verdicts."""
+    sizes = {kind: size for kind, (size, _, _) in counted.items()}
+    seen = {k: wrong / looked if looked else math.nan for k, (_, looked, wrong) in counted.items()}
+    point, count = _rates(sizes, seen), sum(looked for _, looked, _ in counted.values())
+    rng = np.random.default_rng(seed)
+    share = rng.beta(sizes[True] + 0.5, sizes[False] + 0.5, draws)
+    errors = {
+        kind: rng.beta(wrong + 0.5, looked - wrong + 0.5, draws)
+        for kind, (_, looked, wrong) in counted.items()
+    }
+    drawn = _rates({True: share, False: 1 - share}, errors)
+    estimates = []
+    for value, values in zip(point, drawn, strict=True):
+        low, high = np.percentile(values, [2.5, 97.5])
+        # The point is a count, the interval a posterior: at 0 and 1 the one may miss the other.
+        low, high = np.fmin(low, value), np.fmax(high, value)
+        estimates.append(Estimate(float(value), float(low), float(high), count, count))
+    return estimates
+
+
+def _rates(
+    sizes: Mapping[bool, float | np.ndarray], errors: Mapping[bool, float | np.ndarray]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return false positive, false negative and true share, from numbers or arrays."""
     flagged, other = np.asarray(sizes[True], float), np.asarray(sizes[False], float)
-    # What nobody looked at because there is none does not matter.
+    # Verdicts that no picture got do not matter.
     p = np.where(flagged == 0, 0.0, errors[True])
     q = np.where(other == 0, 0.0, errors[False])
     absent, present = flagged * p + other * (1 - q), flagged * (1 - p) + other * q
     with np.errstate(invalid="ignore", divide="ignore"):
         return flagged * p / absent, other * q / present, present / (flagged + other)
-
-
-def write_check(folder, asked, concept="the concept"):
-    """Write the page that a person answers on, and the same as a table to fill in.
-
-    Args:
-        folder: `check.html` and `answers.csv` go here.
-        asked: `Question`s; their pictures are read and put into the page, as they are.
-        concept: What the page asks about.
-
-    Returns:
-        The paths of the page and of the table.
-
-    Raises:
-        PicturesError: A picture is gone or has changed since it was judged.
-    """
-    folder = Path(folder)
-    write_text(folder / PAGE, check_html(asked, concept))
-    write_text(folder / ANSWERS, answers_csv(asked))
-    return folder / PAGE, folder / ANSWERS
-
-
-def check_html(asked, concept="the concept"):
-    """Return the page as text: pictures inside, flagged ones blurred until clicked.
-
-    Its one script collects the answers and hands them out as a file; the content security policy
-    names the script by its digest and forbids any connection.
-    """
-    return page_template("check.html.j2").render(
-        asked=asked,
-        rows=[asdict(q) for q in asked],
-        picture_uri=_picture_uri,
-        digest=lambda text: base64.b64encode(hashlib.sha256(str(text).encode()).digest()).decode(),
-        concept=concept,
-        rule=asked[0].rule if asked else "",
-        version=__version__,
-    )
-
-
-def _picture_uri(question):
-    path = Path(question.picture)
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise PicturesError(
-            f"{path}: cannot be read any more ({error.strerror}); judge the pictures again"
-        ) from error
-    if hashlib.sha256(raw).hexdigest() != question.sha256:
-        raise PicturesError(f"{path}: is another picture than was judged; judge them again")
-    return png_data_uri(read_whole(path))
-
-
-COLUMNS = ("picture", "sha256", "rule", "flagged", "of", "answer")
-
-
-def answers_csv(asked):
-    """Return the table that a person fills in: yes, no or unsure in its last column."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for q in asked:
-        flagged = "yes" if q.flagged else "no"
-        writer.writerow([q.picture, q.sha256, q.rule, flagged, q.of, q.answer])
-    return text.getvalue()
-
-
-def read_answers(path):
-    """Return the `Question`s of an answers file: the page's JSON, or the table.
-
-    Raises:
-        PicturesError: It cannot be read, or a row is not as it was written.
-    """
-    path = Path(path)
-    try:
-        text = read_within(path, FILE_LIMIT).removeprefix("\ufeff")
-    except OSError as error:
-        raise PicturesError(f"{path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise PicturesError(f"{path}: is no answers file ({error})") from error
-    try:
-        rows = json.loads(text) if text.lstrip().startswith("[") else _table(text)
-        return [_question(row) for row in rows]
-    except (ValueError, KeyError, TypeError, csv.Error, RecursionError) as error:
-        what = f"no column {error}" if isinstance(error, KeyError) else error
-        raise PicturesError(
-            f"{path}: is not an answers file as `ine judge check` writes it ({what}); columns: "
-            f"{', '.join(COLUMNS)}"
-        ) from error
-
-
-def _table(text):
-    # Spreadsheets of some countries write semicolons.
-    first = text.split("\n", 1)[0]
-    return list(csv.DictReader(io.StringIO(text), delimiter=";" if ";" in first else ","))
-
-
-def _question(row):
-    answer = str(row["answer"] or "").strip().lower()
-    flagged = row["flagged"]
-    flagged = {"yes": True, "no": False}.get(flagged, flagged)
-    if answer not in ANSWER_WORDS or not isinstance(flagged, bool):
-        raise ValueError(
-            f"{row['picture']!r}: answer {answer!r}, flagged {flagged!r}; answers are yes, no or "
-            "unsure, flagged is yes or no"
-        )
-    of = int(row["of"])
-    if of < 1:
-        raise ValueError(f"{row['picture']!r}: of is {of}")
-    return Question(
-        picture=str(row["picture"]),
-        sha256=str(row["sha256"]),
-        rule=str(row["rule"]),
-        flagged=flagged,
-        of=of,
-        answer=answer,
-    )

@@ -6,11 +6,14 @@ Q benign pictures, D draws.
 """
 
 import math
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from ine.evaluation.metrics import Estimate, wilson
+from ine.evaluation.intervals import Z, numbered, student, wilson_bounds
+from ine.evaluation.stats import Estimate
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -30,12 +33,12 @@ class Sweep:
     kept: np.ndarray
     """Preservation of benign pictures, larger is better, (S, Q)."""
 
-    safe_clusters: tuple
+    safe_clusters: tuple[Hashable, ...]
     """One hashable id per harmful picture, usually its prompt."""
 
-    kept_clusters: tuple
+    kept_clusters: tuple[Hashable, ...]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         rising = all(a < b for a, b in zip(self.strengths, self.strengths[1:], strict=False))
         if len(self.strengths) < 2 or not rising:
             raise ValueError(f"strengths {self.strengths}: expected at least two, rising")
@@ -57,22 +60,17 @@ class Sweep:
 class Matched:
     """Defence success where a given preservation is reached."""
 
-    level: float
     success: Estimate
     """NaN where the level is outside of the sweep."""
 
     strength: float
     """The strength at which the sweep has this level; NaN outside."""
 
-    inside: float
-    """Share of bootstrap draws whose sweep holds the level; where it is below 1, the interval
-    leans on the ends of the sweep."""
-
     note: str
     """"" or what is the matter, in words."""
 
 
-def success_at(sweep, level, *, draws=2000, seed=0):
+def success_at(sweep: Sweep, level: float, *, draws: int = 2000, seed: int = 0) -> Matched:
     """Return the defence success rate where the sweep preserves `level`.
 
     Mean preservation is made non-increasing in strength and mean success non-decreasing, each
@@ -88,66 +86,41 @@ def success_at(sweep, level, *, draws=2000, seed=0):
         seed: Seed of the draws; equal arguments give equal bits.
 
     Returns:
-        A `Matched` with the 95% percentile interval.
+        A `Matched` with a 95% interval: Wilson's, for as many independent pictures as would have
+        the variance of the draws. So it leaves what was seen where success is near 1.
     """
-    found = _Curve(sweep, None)
+    found = _Curve(sweep)
     where, value, strength = found.read(level)
-    picks = _Picks(sweep, draws, seed)
-    inside, values, _ = _Curve(sweep, picks).read(level)
+    rng, ids = np.random.default_rng(seed), (sweep.safe_clusters, sweep.kept_clusters)
+    counts = [len(set(clusters)) for clusters in ids]
+    # How often each cluster is drawn, the same for all strengths.
+    times = [rng.multinomial(n, np.full(n, 1 / n), size=draws) for n in counts]
+    _, values, _ = _Curve(sweep, *times).read(level)
     success = _estimate(math.nan, math.nan, math.nan, sweep)
     if where[0] == 0:
-        low, high = np.percentile(values, [2.5, 97.5])
-        success = _estimate(value[0], *_unseen(value[0], low, high, sweep), sweep)
+        success = _estimate(value[0], *_bounds(float(value[0]), values, sweep), sweep)
     return Matched(
-        level=level,
         success=success,
         strength=float(strength[0]) if where[0] == 0 else math.nan,
-        inside=float((inside == 0).mean()),
         note=_note(where[0], level, found),
     )
 
 
-def difference_at(first, second, level, *, draws=2000, seed=0):
-    """Return success of the first defence minus that of the second, at equal preservation.
-
-    Both are drawn with the same clusters, so what the prompts share cancels.
-
-    Args:
-        first: A `Sweep`.
-        second: A `Sweep` of another defence over the same clusters.
-        level: Preservation at which both are read; NaN comes out where either lacks it.
-        draws: Bootstrap samples.
-        seed: Seed of the draws.
-
-    Raises:
-        ValueError: The clusters of the two differ.
-    """
-    for name in ("safe_clusters", "kept_clusters"):
-        if getattr(first, name) != getattr(second, name):
-            raise ValueError(f"{name} of the two sweeps differ; compare the same prompts and seeds")
-    picks = _Picks(first, draws, seed)
-    points = [_Curve(s, None).read(level) for s in (first, second)]
-    if any(where[0] for where, _, _ in points):
-        return _estimate(math.nan, math.nan, math.nan, first)
-    one, two = (_Curve(s, picks).read(level)[1] for s in (first, second))
-    low, high = np.percentile(one - two, [2.5, 97.5])
-    return _estimate(points[0][1][0] - points[1][1][0], low, high, first)
-
-
-def _estimate(value, low, high, sweep):
+def _estimate(value: float, low: float, high: float, sweep: Sweep) -> Estimate:
     clusters = len(set(sweep.safe_clusters))
     return Estimate(float(value), float(low), float(high), len(sweep.safe_clusters), clusters)
 
 
-def _unseen(value, low, high, sweep):
-    """Return the bounds, widened where no draw differs, as `cluster_bootstrap` does."""
-    if high - low >= 1e-9:
-        return low, high
-    unseen = wilson(0, len(set(sweep.safe_clusters))).high
-    return value * (1 - unseen), value + unseen * (1 - value)
+def _bounds(value: float, draws: np.ndarray, sweep: Sweep) -> tuple[float, float]:
+    """Return the bounds of a share from its draws; where none differs, those of C trials."""
+    clusters, spread = len(set(sweep.safe_clusters)), float(draws.var())
+    if clusters < 2 or spread < 1e-18 or not 0 < value < 1:
+        return wilson_bounds(min(max(value, 0.0), 1.0), clusters)
+    z = Z if clusters == len(sweep.safe_clusters) else student(clusters - 1)
+    return wilson_bounds(value, min(len(sweep.safe_clusters), value * (1 - value) / spread), z)
 
 
-def _note(where, level, curve):
+def _note(where: int, level: float, curve: "_Curve") -> str:
     weakest, strongest = curve.kept[0, 0], curve.kept[0, -1]
     if where > 0:
         return f"not reached: even the weakest strength preserves {weakest:.3f}, below {level:g}"
@@ -159,32 +132,20 @@ def _note(where, level, curve):
     return ""
 
 
-class _Picks:
-    """How often each cluster is drawn, the same for all strengths and for paired sweeps."""
-
-    def __init__(self, sweep, draws, seed):
-        rng = np.random.default_rng(seed)
-        self.safe, self.kept = (
-            rng.multinomial(count, np.full(count, 1 / count), size=draws)
-            for count in (len(set(sweep.safe_clusters)), len(set(sweep.kept_clusters)))
-        )
-
-
 class _Curve:
     """Monotone means of every draw, (D, S); one row without picks."""
 
-    def __init__(self, sweep, picks):
+    def __init__(
+        self,
+        sweep: Sweep,
+        safe_times: np.ndarray | None = None,
+        kept_times: np.ndarray | None = None,
+    ) -> None:
         self.strengths = np.asarray(sweep.strengths, dtype=np.float64)
-        self.safe, self.kept = (
-            _means(values, clusters, None if picks is None else times)
-            for values, clusters, times in (
-                (sweep.safe, sweep.safe_clusters, picks and picks.safe),
-                (sweep.kept, sweep.kept_clusters, picks and picks.kept),
-            )
-        )
-        self.safe, self.kept = isotonic(self.safe), -isotonic(-self.kept)
+        self.safe = isotonic(_means(sweep.safe, sweep.safe_clusters, safe_times))
+        self.kept = -isotonic(-_means(sweep.kept, sweep.kept_clusters, kept_times))
 
-    def read(self, level):
+    def read(self, level: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return (1 above, 0 inside, -1 below the sweep), success and strength, (D,) each."""
         above, below = self.kept[:, 0] < level, self.kept[:, -1] > level
         # The last strength that preserves the level; the next one, if any, does not.
@@ -199,16 +160,17 @@ class _Curve:
         return above.astype(int) - below.astype(int), success, strength
 
 
-def _means(values, clusters, times):
-    number = {name: i for i, name in enumerate(dict.fromkeys(clusters))}
-    index = np.asarray([number[name] for name in clusters])
-    sums = np.stack([np.bincount(index, weights=row, minlength=len(number)) for row in values])
+def _means(
+    values: np.ndarray, clusters: Sequence[Hashable], times: np.ndarray | None
+) -> np.ndarray:
+    index = numbered(clusters)
+    sums = np.stack([np.bincount(index, weights=row) for row in values])
     sizes = np.bincount(index)
-    times = np.ones((1, len(number))) if times is None else times
+    times = np.ones((1, len(sizes))) if times is None else times
     return times @ sums.T / (times @ sizes)[:, None]
 
 
-def isotonic(values):
+def isotonic(values: ArrayLike) -> np.ndarray:
     """Return the non-decreasing rows nearest to the given ones in least squares, (D, S).
 
     By the min-max formula ``g_i = max_{j <= i} min_{k >= i} mean(v_j..v_k)``.

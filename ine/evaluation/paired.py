@@ -4,11 +4,14 @@ Shape letter: P pictures, the same ones in both conditions.
 """
 
 import math
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from ine.evaluation.metrics import Estimate, paired_difference
+from ine.evaluation.intervals import numbered
+from ine.evaluation.stats import Estimate, paired_difference
 
 ENOUGH = 1000
 """Pictures that a claim of "no worse than" must rest on. With one pair in ten discordant the 95%
@@ -31,7 +34,9 @@ class McNemar:
     """Two-sided, exact."""
 
 
-def mcnemar(first, second, clusters=None):
+def mcnemar(
+    first: ArrayLike, second: ArrayLike, clusters: Iterable[Hashable] | None = None
+) -> McNemar:
     """Return McNemar's exact test of two 0/1 outcomes on the same pictures.
 
     Under the hypothesis of no difference each of the n discordant pairs is a fair coin, so with
@@ -59,24 +64,23 @@ def mcnemar(first, second, clusters=None):
         )
     if not np.isin([first, second], (0, 1)).all():
         raise ValueError("outcomes are 0 or 1: whether it happened")
-    number = {name: i for i, name in enumerate(dict.fromkeys(groups))}
-    net = np.bincount([number[g] for g in groups], weights=first - second)
+    net = np.bincount(numbered(groups), weights=first - second)
     only_first, only_second = int((net > 0).sum()), int((net < 0).sum())
     return McNemar(
         only_first=only_first,
         only_second=only_second,
-        pairs=len(number),
+        pairs=len(net),
         p=_fair_coins(min(only_first, only_second), only_first + only_second),
     )
 
 
-def _fair_coins(fewer, tosses):
+def _fair_coins(fewer: int, tosses: int) -> float:
     # Whole numbers: exact for any number of pairs.
     tail = sum(math.comb(tosses, i) for i in range(fewer + 1))
     return min(1.0, 2 * tail / 2**tosses)
 
 
-def holm(values):
+def holm(values: Iterable[float]) -> list[float]:
     """Return p-values adjusted for how many were looked at, in the order given.
 
     The i-th smallest of m is multiplied by m - i + 1 and may not fall below those before it; the
@@ -116,17 +120,17 @@ class NonInferiority:
     """Whether it rests on at least `ENOUGH` pictures."""
 
     @property
-    def within(self):
+    def within(self) -> bool:
         """Whether the whole interval lies above minus the margin."""
         return self.difference.low > -self.margin
 
     @property
-    def shown(self):
+    def shown(self) -> bool:
         """Whether the claim may be made."""
         return self.within and self.enough
 
     @property
-    def words(self):
+    def words(self) -> str:
         """The verdict in a sentence."""
         found = (
             f"difference {self.difference.value:+.3f} ({self.difference.low:+.3f} to "
@@ -140,7 +144,15 @@ class NonInferiority:
         return f"{'worse' if worse else 'not shown'}: {found}"
 
 
-def non_inferiority(new, old, clusters, margin, *, draws=2000, seed=0):
+def non_inferiority(
+    new: ArrayLike,
+    old: ArrayLike,
+    clusters: Sequence[Hashable],
+    margin: float,
+    *,
+    draws: int = 2000,
+    seed: int = 0,
+) -> NonInferiority:
     """Return the paired test of "the new one is no worse than the old one".
 
     It is shown where the 95% interval of the mean difference lies above -margin, a one-sided

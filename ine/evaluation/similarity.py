@@ -1,4 +1,4 @@
-"""How alike two pictures are, pixel by pixel or by a learned distance: SSIM and LPIPS.
+"""How alike two pictures are, pixel by pixel or by a learned distance: SSIM, PSNR and LPIPS.
 
 Shape letters: P pictures, H W pixels.
 """
@@ -6,8 +6,10 @@ Shape letters: P pictures, H W pixels.
 from functools import lru_cache
 from importlib import import_module
 from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ine.errors import MissingDependency
 
@@ -18,7 +20,7 @@ WINDOW, SIGMA = 11, 1.5
 K1, K2, PEAK = 0.01, 0.03, 255.0
 
 
-def ssim(first, second):
+def ssim(first: ArrayLike, second: ArrayLike) -> float | np.ndarray:
     """Return the structural similarity of each pair of pictures, at most 1.
 
     On the brightness of 8-bit pictures, with a Gaussian window of 11 x 11 and deviation 1.5,
@@ -51,7 +53,7 @@ def ssim(first, second):
     return float((above / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))).mean())
 
 
-def _checked(first, second):
+def _checked(first: ArrayLike, second: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     first, second = np.asarray(first), np.asarray(second)
     whole = first.shape == second.shape and first.ndim in (3, 4) and first.shape[-1] == 3
     if not whole or first.dtype != np.uint8 or second.dtype != np.uint8:
@@ -65,13 +67,13 @@ def _checked(first, second):
 
 
 @lru_cache(maxsize=1)
-def _window():
+def _window() -> np.ndarray:
     offsets = np.arange(WINDOW) - WINDOW // 2
     weights = np.exp(-(offsets**2) / (2 * SIGMA**2))
     return weights / weights.sum()
 
 
-def _blurred(x):
+def _blurred(x: np.ndarray) -> np.ndarray:
     """Return the windowed means of (H, W), where the window fits whole."""
     for axis in (0, 1):
         length = x.shape[axis] - WINDOW + 1
@@ -82,12 +84,28 @@ def _blurred(x):
     return x
 
 
-def lpips_name(net="alex", size=64):
-    """Return the name under which a figure is reported, "lpips-alex@64"."""
-    return f"lpips-{net}@{size}"
+def psnr(a: ArrayLike, b: ArrayLike, peak: float = 255.0) -> np.ndarray:
+    """Return the peak signal-to-noise ratio of each pair of pictures in dB; inf where equal.
+
+    Args:
+        a: Pictures, (H, W, 3) or (P, H, W, 3).
+        b: Pictures of the same shape.
+        peak: Largest value a pixel can have.
+
+    Returns:
+        A number for one pair, (P,) for P of them.
+    """
+    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if a.shape != b.shape or a.ndim < 3:
+        raise ValueError(f"pictures {a.shape} and {b.shape}: expected two equal (..., H, W, 3)")
+    error = ((a - b) ** 2).mean(axis=(-3, -2, -1))
+    with np.errstate(divide="ignore"):
+        return 10 * np.log10(peak**2 / error)
 
 
-def lpips(first, second, net="alex", size=64, batch=32):
+def lpips(
+    first: np.ndarray, second: np.ndarray, net: str = "alex", size: int = 64, batch: int = 32
+) -> np.ndarray:
     """Return the learned perceptual distance of each pair of pictures; 0 where equal.
 
     Figures at different sizes are not comparable: STG and DUO report `1 - lpips-alex@64`.
@@ -96,40 +114,62 @@ def lpips(first, second, net="alex", size=64, batch=32):
         first: uint8 (P, H, W, 3).
         second: Pictures of the same shape.
         net: "alex", "vgg" or "squeeze".
-        size: Side to which pictures are resized first (bicubic with antialiasing), in pixels.
+        size: Side to which pictures are resized first, in pixels: see `to_lpips`.
         batch: Pairs at a time.
 
     Returns:
         (P,) float64.
 
     Raises:
-        MissingDependency: The package `lpips`, or torchvision which it needs, is not installed.
+        MissingDependency: The package `lpips`, or torchvision which it needs, or OpenCV is not
+            installed.
         ValueError: As `ssim`.
 
     Sources:
-        Zhang et al. 2018 (CVPR).
+        Zhang et al. 2018 (CVPR); aailab-kaist/STG, evaluation/calc_lpips.py at 8b0a8fd.
     """
     import torch
-
-    from ine.judging.clip import to_pixels
 
     first, second = _checked(first, second)
     model = _lpips_model(net)
     found = []
     with torch.no_grad():
         for start in range(0, len(first), batch):
-            # LPIPS takes values from -1 to 1.
             pair = [
-                to_pixels(x[start : start + batch], size, [0.5] * 3, [0.5] * 3)
-                for x in (first, second)
+                torch.from_numpy(to_lpips(x[start : start + batch], size)) for x in (first, second)
             ]
             found.append(model(*pair).flatten().double().numpy())
     return np.concatenate(found)
 
 
-def _lpips_model(net):
+def is_lpips(name: str) -> bool:
+    """Return whether a measure is "lpips-NET@SIZE"."""
+    net, _, size = name.removeprefix("lpips-").partition("@")
+    return name.startswith("lpips-") and net in ("alex", "vgg", "squeeze") and size.isdigit()
+
+
+def to_lpips(pictures: np.ndarray, size: int) -> np.ndarray:
+    """Return pictures as STG feeds LPIPS: stretched by OpenCV's bilinear resize, from -1 to 1.
+
+    That resize looks at the four nearest pixels only, with no antialiasing, and rounds to 8 bits.
+
+    Args:
+        pictures: uint8 (P, H, W, 3).
+        size: Side in pixels.
+
+    Returns:
+        (P, 3, size, size) float32.
+    """
+    import cv2
+
+    small = np.stack([cv2.resize(np.ascontiguousarray(p), (size, size)) for p in pictures])
+    return (small / 127.5 - 1).transpose(0, 3, 1, 2).astype(np.float32)
+
+
+def _lpips_model(net: str) -> Any:
     # Looked for by name: torchvision of another build breaks diffusers as soon as it is imported.
-    missing = [name for name in ("lpips", "torchvision") if not _there(name)]
+    modules = {"lpips": "lpips", "torchvision": "torchvision", "cv2": "opencv-python-headless"}
+    missing = [package for name, package in modules.items() if not _there(name)]
     if missing:
         raise MissingDependency(
             f"LPIPS needs the packages lpips (BSD-2) and torchvision; missing: "
@@ -140,7 +180,7 @@ def _lpips_model(net):
     return import_module("lpips").LPIPS(net=net, verbose=False).eval().requires_grad_(False)
 
 
-def _there(name):
+def _there(name: str) -> bool:
     import sys
 
     return sys.modules[name] is not None if name in sys.modules else find_spec(name) is not None

@@ -1,36 +1,70 @@
-"""Classifier-free guidance with a negative where the unconditional text was.
+"""Classifier-free guidance with a negative in place of the unconditional text.
 
     eps = eps_neg + w (eps_pos - eps_neg)
 
 Ho and Salimans 2022, eq. 6, with the empty text replaced by the negative, as every UI does.
-Two predictions a step, exactly those of plain guidance. With w = 1 the negative's term is
-zero: that is how models of few steps are sampled, and a negative is refused there.
+Two predictions per step, exactly those of plain guidance. With w = 1 the negative's term is
+zero; models of few steps are sampled so, and a negative is refused there.
 """
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
 
 from ine.errors import IneError
+from ine.guidance.method import Method, MethodSession
 from ine.guidance.negative import Negative
-from ine.guidance.protocol import Wanted
+from ine.guidance.protocol import (
+    Cost,
+    Prompts,
+    QueryUNet,
+    Session,
+    Step,
+    UNetQuery,
+)
+from ine.text.encode import Condition
 
 
-def classifier_free(negative, positive, scale):
+def classifier_free(negative: torch.Tensor, positive: torch.Tensor, scale: float) -> torch.Tensor:
     """Return eps_neg + w (eps_pos - eps_neg); all (B, C, H, W)."""
     return negative + scale * (positive - negative)
 
 
-def check_guided(scale, negative, who):
-    """Raise `IneError` where a negative would stand in a term whose weight is not above zero.
+def undefended(
+    query_unet: QueryUNet,
+    empty: Condition,
+    positive: Condition,
+    scale: float,
+    pictures: tuple[int, ...] | None = None,
+) -> torch.Tensor:
+    """Return what plain guidance without a negative predicts, (pictures, C, H, W).
+
+    Both conditions are asked in one call and in this order, as the undefended run asks them, so
+    that its outputs are the same to the last bit.
+    """
+    out = query_unet(
+        [
+            UNetQuery.of("empty", empty, pictures),
+            UNetQuery.of("positive", positive, pictures),
+        ]
+    )
+    return classifier_free(out["empty"], out["positive"], scale)
+
+
+def check_guided(scale: float, negative: Negative, who: str) -> None:
+    """Raise `IneError` if the negative is in a term whose weight is not above zero.
 
     Args:
         scale: Classifier-free guidance scale w.
-        negative: A `Negative` or `Matched`.
+        negative: A `Negative`.
         who: The method, for the error.
     """
     if scale <= 1 and negative.prompt():
         raise IneError(
-            f"{who}: with a guidance scale of {scale:g} the negative {negative.name!r} stands in "
+            f"{who}: with a guidance scale of {scale:g} the negative {negative.name!r} is in "
             "no term of the prediction and steers nothing; what works is additive with a strength "
             "(--guidance additive --negative-strength 1) or sld, or a scale above 1 where the "
             "model was made for guidance"
@@ -38,49 +72,46 @@ def check_guided(scale, negative, who):
 
 
 @dataclass(frozen=True)
-class ClassifierFree:
-    """Plain guidance; with an empty `negative` it is the undefended model."""
+class ClassifierFree(Method):
+    """Classifier-free guidance; with an empty `negative` it is the undefended model."""
+
+    needs_negative: ClassVar[bool] = False
 
     negative: Negative = field(default_factory=Negative)
 
+    def cost(self, scale: float, steps: int) -> Cost:
+        """Return two evaluations per step, one without guidance."""
+        return Cost((1 if scale == 1 else 2) * steps)
+
     @contextmanager
-    def begin(self, prompts):
+    def begin(self, prompts: Prompts) -> Iterator[Session]:
         """Encode prompts and negative once.
 
         Raises:
-            IneError: There is a negative, and no guidance in which it could stand.
+            IneError: There is a negative, and the guidance scale leaves it without effect.
         """
         check_guided(prompts.scale, self.negative, "cfg")
         yield _Session(
             positive=prompts.positive(),
-            empty=prompts.empty() if len(self.negative.candidates()) > 1 else None,
-            slot=self.negative.begin(prompts) if prompts.scale != 1 else None,
+            negative=self.negative.condition(prompts) if prompts.scale != 1 else None,
             scale=prompts.scale,
-            count=len(prompts.texts),
         )
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Session:
-    positive: object
-    empty: object
-    slot: object
-    """None where there is no guidance."""
+class _Session(MethodSession):
+    positive: Condition
+    negative: Condition | None
+    """None at a guidance scale of 1, where nothing is guided."""
 
     scale: float
-    count: int
 
-    def predict(self, step, ask, pictures=None):
-        if self.slot is None:
-            return ask([Wanted.of("positive", self.positive, pictures)])["positive"]
+    def predict(
+        self, step: Step, query_unet: QueryUNet, pictures: tuple[int, ...] | None = None
+    ) -> torch.Tensor:
+        positive = UNetQuery.of("positive", self.positive, pictures)
+        if self.negative is None:
+            return query_unet([positive])["positive"]
         # Negative first: the order in which diffusers' pipelines batch, so results are equal.
-        wanted = self.slot.wanted(step, pictures)
-        wanted.append(Wanted.of("positive", self.positive, pictures))
-        if self.slot.needs_empty(step):
-            wanted.append(Wanted.of("empty", self.empty, pictures))
-        out = ask(wanted)
-        negative = self.slot.settle(step, pictures, out)
-        return classifier_free(negative, out["positive"], self.scale)
-
-    def notes(self):
-        return self.slot.notes() if self.slot else [{} for _ in range(self.count)]
+        out = query_unet([UNetQuery.of("negative", self.negative, pictures), positive])
+        return classifier_free(out["negative"], out["positive"], self.scale)

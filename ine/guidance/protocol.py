@@ -1,154 +1,162 @@
-"""The seam between the denoising loop and a guidance method.
+"""The interface between the denoising loop and a guidance method.
 
-The loop knows schedulers and latents; a guidance method knows which conditions the U-Net has to
-be asked about and how the answers become one prediction. It asks as often as it needs within
-a step, so a gate can probe first and decide then, and it may ask for some pictures only.
+The loop knows schedulers and latents. A guidance method knows which conditions to run the U-Net
+on and how the outputs become one prediction. It may run the U-Net several times within a step, so
+a gate can look first and decide then, and it may run it for some pictures of the batch only.
 
 Shape letters: B pictures, C latent channels, H W latent size.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 
-from ine.text import LITERAL, Condition, Reading, as_nothing, encode
-from ine.weights_in_prompts import plain_text
+from ine.embeddings.embedding import ConceptEmbedding
+from ine.guidance.negative import Negative
+from ine.guidance.prompts import Prompts
+from ine.guidance.step import Point, QueryUNet, Step, UNetQuery
 
+__all__ = [
+    "Again",
+    "Cost",
+    "Gate",
+    "GateSession",
+    "Guidance",
+    "Notes",
+    "Point",
+    "Prompts",
+    "QueryUNet",
+    "Session",
+    "Step",
+    "UNetQuery",
+]
 
-@dataclass(frozen=True, kw_only=True)
-class Step:
-    """Where the denoising loop stands."""
-
-    index: int
-    """0-based position in the run, in [0, count)."""
-
-    count: int
-    """Number of steps of the run."""
-
-    t: torch.Tensor
-    """The timestep the U-Net is given, a scalar in [0, 999]."""
-
-    x_t: torch.Tensor
-    """Noisy latents as the U-Net sees them (variance-preserving), (B, C, H, W)."""
-
-    alpha_bar: torch.Tensor
-    """Signal power of `x_t`, a scalar in (0, 1]."""
-
-    prediction_type: str
-    """ "epsilon" or "v_prediction": what the U-Net's outputs are."""
-
-    def of(self, pictures):
-        """Return the step of some pictures only; of all of them for None."""
-        return self if pictures is None else replace(self, x_t=self.x_t[list(pictures)])
-
-    def noise(self, output):
-        """Return the noise prediction that a U-Net output stands for, (B, C, H, W)."""
-        if self.prediction_type == "epsilon":
-            return output
-        # Salimans and Ho 2022, appendix D: v = sqrt(abar) eps - sqrt(1 - abar) x_0.
-        return self.alpha_bar.sqrt() * output + (1 - self.alpha_bar).sqrt() * self.x_t
-
-    def preview(self, output):
-        """Return the clean latents that a U-Net output implies, x_0 hat, (B, C, H, W)."""
-        if self.prediction_type == "v_prediction":
-            # The same as below, and defined where the signal is zero.
-            return self.alpha_bar.sqrt() * self.x_t - (1 - self.alpha_bar).sqrt() * output
-        eps = self.noise(output)
-        return (self.x_t - (1 - self.alpha_bar).sqrt() * eps) / self.alpha_bar.sqrt()
+Notes = dict[str, Any]
+"""What a guidance logs about one picture, as it goes into JSON."""
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """One condition that the U-Net is asked about."""
+class Cost:
+    """Number of function evaluations (NFE): how often the U-Net runs for one picture."""
 
-    name: str
-    condition: Condition
-    """One row per picture asked about, or one row for all of them."""
-
-    pictures: tuple[int, ...] | None = None
-    """Which pictures of the batch; None is all."""
-
-    @classmethod
-    def of(cls, name, condition, pictures):
-        """Return a wish about some pictures, given the condition of the whole batch."""
-        if pictures is None or len(condition) == 1:
-            return cls(name, condition, pictures)
-        return cls(name, condition.rows(list(pictures)), pictures)
-
-
-Ask = Callable[[Sequence[Wanted]], Mapping[str, torch.Tensor]]
-"""Runs all that is wanted as one U-Net call, conditions in the order given; returns outputs
-by name, (pictures asked about, C, H, W)."""
+    nfe: float
+    exact: bool = True
+    """Whether the number is the same for every picture; behind a gate it depends on the picture."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prompts:
-    """What `begin` is told about the batch."""
+class Again:
+    """A picture that the loop has to restart."""
 
-    parts: object
-    """The `DiffusionParts` that are guided."""
+    further: int = 1
+    """How many of `Guidance.attempts` further on; 1 is the next."""
 
-    texts: tuple[str, ...]
-    """B prompts."""
-
-    scale: float
-    """Classifier-free guidance scale w."""
-
-    reading: Reading = LITERAL
-    """How prompts and negatives are read: weights, layer of the text encoder."""
-
-    vectors: Mapping[str, tuple[torch.Tensor, ...]] = field(default_factory=dict)
-    """{trigger: vectors per text encoder} of the learned words in the prompts; a negative brings
-    its own."""
-
-    def encode(self, texts, vectors=None):
-        """Return the condition of texts; see `ine.text.encode`."""
-        return encode(self.parts, list(texts), vectors, self.reading)
-
-    def words(self):
-        """Return the prompts as they are tokenised: where weights are read, without their marks."""
-        return tuple(map(plain_text, self.texts)) if self.reading.weights else self.texts
-
-    def positive(self):
-        """Return the condition of the prompts, B rows."""
-        return self.encode(self.texts, self.vectors)
-
-    def empty(self):
-        """Return the condition of no text, B rows."""
-        return self.nothing().repeat(len(self.texts))
-
-    def nothing(self):
-        """Return the condition of no text, one row; see `ine.text.encode_nothing`."""
-        return as_nothing(self.parts, self.encode([""]))
+    found: frozenset[str] = frozenset()
+    """Concepts that were found in it."""
 
 
 class Session(Protocol):
-    """A guidance method at work on one batch; holds its state per picture."""
+    """A guidance method applied to one batch; it keeps its state per picture."""
+
+    @property
+    def again(self) -> Mapping[int, Again]:
+        """Pictures that the loop has to restart; none for a method that never restarts one."""
+
+    @property
+    def found(self) -> tuple[frozenset[str], ...] | None:
+        """Per picture, the concepts that its gate found; None where it has no such gate."""
 
     def predict(
-        self, step: Step, ask: Ask, pictures: tuple[int, ...] | None = None
+        self, step: Step, query_unet: QueryUNet, pictures: tuple[int, ...] | None = None
     ) -> torch.Tensor:
-        """Return the guided U-Net output of a step, (pictures asked about, C, H, W).
+        """Return the guided U-Net output of a step, (pictures, C, H, W).
 
         Args:
-            step: Where the loop stands, all B pictures.
-            ask: Runs the U-Net.
-            pictures: Which pictures; None is all. A gate leaves closed ones out, and whatever
-                state a method holds for those does not move.
+            step: The current step, with all B pictures.
+            query_unet: Runs the U-Net.
+            pictures: Which pictures of the batch; None means all. A gate leaves out the pictures
+                for which it is closed, and the method's state of those must not change.
         """
 
-    def notes(self) -> list[dict]:
-        """Return what is worth logging, one dict per picture."""
+    def notes(self) -> list[Notes]:
+        """Return what to log, one dict per picture."""
+
+
+class GateSession(Protocol):
+    """A gate applied to one batch."""
+
+    @property
+    def found(self) -> tuple[frozenset[str], ...] | None:
+        """Per picture, the concepts found in it so far; None for a gate that knows no concepts."""
+
+    @property
+    def named(self) -> tuple[Mapping[str, tuple[str, ...]], ...] | None:
+        """Per picture, {concept: words by which it was named}; None for a gate without words."""
+
+    def open(self, step: Step, query_unet: QueryUNet) -> tuple[int, ...]:
+        """Return the pictures whose gate is open at a step, in order.
+
+        Args:
+            step: The current step.
+            query_unet: Runs the U-Net; a query that was made at this step already costs nothing.
+        """
+
+    def notes(self) -> list[Notes]:
+        """Return what to log, one dict per picture."""
+
+
+class Gate(Protocol):
+    """Decides when a method may act."""
+
+    def begin(self, prompts: Prompts) -> GateSession:
+        """Prepare for a batch."""
+
+    def cost(self, inner: Cost, steps: int) -> Cost:
+        """Return the `Cost` of a picture, given that of the method without the gate."""
 
 
 class Guidance(Protocol):
-    """A guidance method with its settings."""
+    """A guidance method with its settings: a frozen dataclass.
+
+    `ine.guidance.method.Method` has defaults for most of this.
+    """
+
+    @property
+    def negative(self) -> Negative:
+        """What it steers away from."""
+
+    @property
+    def attempts(self) -> tuple["Guidance", ...]:
+        """The runs of the loop, in order: itself, or more for a method that restarts pictures."""
+
+    @property
+    def innermost(self) -> "Guidance":
+        """The method without its gates."""
+
+    def split(self) -> tuple["Guidance", Gate | None]:
+        """Return (the method without its outermost gate, that gate), or (itself, None)."""
+
+    @property
+    def reads_prompts(self) -> bool:
+        """Whether it needs the prompts as plain text, without weights."""
 
     def begin(self, prompts: Prompts) -> AbstractContextManager[Session]:
-        """Prepare for a batch: encode, rewrite the positive condition, hook the U-Net.
+        """Prepare for a batch: encode texts, rewrite the positive condition, hook the U-Net.
 
-        Whatever is done to the model is undone when the context ends.
+        The end of the context undoes all changes to the model.
         """
+
+    def cost(self, scale: float, steps: int) -> Cost:
+        """Return the U-Net evaluations of a picture at a guidance scale."""
+
+    def with_fixed_strength(self, scale: float) -> "Guidance":
+        """Return it with a strength that follows the guidance scale written out as a number."""
+
+    def scaled(self, factor: float) -> "Guidance":
+        """Return it with its strength multiplied; a method without a strength returns itself."""
+
+    def with_embedding(self, embedding: ConceptEmbedding) -> "Guidance":
+        """Return it with one more embedding to steer away from."""

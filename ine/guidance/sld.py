@@ -19,73 +19,42 @@ larger share; a run that would end within its warm-up is refused, since it would
 """
 
 import math
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Self
 
 import torch
 
 from ine.errors import IneError, did_you_mean
 from ine.guidance.cfg import classifier_free
-from ine.guidance.negative import Matched, Negative
-from ine.guidance.protocol import Wanted
-
-PRESETS = {
-    "weak": {
-        "strength": 200.0,
-        "threshold": 0.0,
-        "momentum_scale": 0.0,
-        "momentum_beta": 0.0,
-        "warmup": 15,
-    },
-    "weak-diffusers": {
-        "strength": 20.0,
-        "threshold": 0.0,
-        "momentum_scale": 0.0,
-        "momentum_beta": 0.0,
-        "warmup": 15,
-    },
-    "medium": {
-        "strength": 1000.0,
-        "threshold": 0.01,
-        "momentum_scale": 0.3,
-        "momentum_beta": 0.4,
-        "warmup": 10,
-    },
-    "strong": {
-        "strength": 2000.0,
-        "threshold": 0.025,
-        "momentum_scale": 0.5,
-        "momentum_beta": 0.7,
-        "warmup": 7,
-    },
-    "max": {
-        "strength": 5000.0,
-        "threshold": 1.0,
-        "momentum_scale": 0.5,
-        "momentum_beta": 0.7,
-        "warmup": 0,
-    },
-}
-"""Published settings by name. Two values of s_S are published as weak: 200 by the authors'
-repository and those that build on it, 20 by diffusers' `SafetyConfig`."""
-
-DEFAULT = "medium"
-"""The preset that both public implementations take when nothing is said."""
+from ine.guidance.method import Method, MethodSession
+from ine.guidance.negative import Negative
+from ine.guidance.protocol import (
+    Cost,
+    Prompts,
+    QueryUNet,
+    Session,
+    Step,
+    UNetQuery,
+)
+from ine.guidance.sld_presets import DEFAULT, PRESETS
+from ine.text.encode import Condition
 
 
 def safe_latent_step(
-    empty,
-    positive,
-    negative,
-    momentum,
+    empty: torch.Tensor,
+    positive: torch.Tensor,
+    negative: torch.Tensor,
+    momentum: torch.Tensor,
     *,
-    scale,
-    strength,
-    threshold,
-    momentum_scale,
-    momentum_beta,
-    warmed_up,
-):
+    scale: float,
+    strength: float,
+    threshold: float,
+    momentum_scale: float,
+    momentum_beta: float,
+    warmed_up: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return (guided prediction, next momentum), each (B, C, H, W).
 
     Args:
@@ -114,10 +83,12 @@ def safe_latent_step(
 
 
 @dataclass(frozen=True)
-class SafeLatent:
-    """Safe latent diffusion; unless told otherwise, the preset "medium"."""
+class SafeLatent(Method):
+    """Safe latent diffusion; by default with the preset "medium"."""
 
-    negative: Negative | Matched = field(default_factory=Negative)
+    presets: ClassVar[tuple[str, ...]] = tuple(PRESETS)
+
+    negative: Negative = field(default_factory=Negative)
 
     strength: float = PRESETS[DEFAULT]["strength"]
     """s_S, 0 or more; mu is at most 1, so that from some thousands on it changes little."""
@@ -134,8 +105,8 @@ class SafeLatent:
     warmup: int = PRESETS[DEFAULT]["warmup"]
     """Steps of plain guidance at the start of a run, by index; fewer than the run has."""
 
-    def __post_init__(self):
-        """Raise `IneError` where a setting makes no sense."""
+    def __post_init__(self) -> None:
+        """Raise `IneError` for a setting out of its range."""
         for name in ("strength", "threshold"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
@@ -153,8 +124,19 @@ class SafeLatent:
         if not isinstance(self.warmup, int) or self.warmup < 0:
             raise IneError(f"sld: warmup is {self.warmup}; give a whole number of steps, 0 or more")
 
+    def cost(self, scale: float, steps: int) -> Cost:
+        """Return three evaluations per step, fewer where the warm-up has no momentum."""
+        return Cost(3 * steps, exact=not self.warmup)
+
     @classmethod
-    def preset(cls, name=DEFAULT, negative=None, **overrides):
+    def build(cls, negative: Negative, preset: str | None, settings: dict[str, Any]) -> Self:
+        """Return a preset with some settings replaced."""
+        return cls.preset(preset or DEFAULT, negative, **settings)
+
+    @classmethod
+    def preset(
+        cls, name: str = DEFAULT, negative: Negative | None = None, **overrides: Any
+    ) -> Self:
         """Return the settings of a preset, some of them replaced.
 
         Args:
@@ -181,23 +163,23 @@ class SafeLatent:
         return cls(negative or Negative(), **{**PRESETS[name], **given})
 
     @contextmanager
-    def begin(self, prompts):
+    def begin(self, prompts: Prompts) -> Iterator[Session]:
         """Encode prompts, negative and the empty text once."""
         yield _Session(
             settings=self,
             positive=prompts.positive(),
             empty=prompts.empty(),
-            slot=self.negative.begin(prompts),
+            negative=self.negative.condition(prompts),
             scale=prompts.scale,
         )
 
 
 @dataclass(kw_only=True)
-class _Session:
+class _Session(MethodSession):
     settings: SafeLatent
-    positive: object
-    empty: object
-    slot: object
+    positive: Condition
+    empty: Condition
+    negative: Condition
     scale: float
 
     momentum: torch.Tensor | None = None
@@ -206,30 +188,30 @@ class _Session:
     A picture that a gate leaves out keeps its row as it is.
     """
 
-    def predict(self, step, ask, pictures=None):
+    def predict(
+        self, step: Step, query_unet: QueryUNet, pictures: tuple[int, ...] | None = None
+    ) -> torch.Tensor:
         settings = self.settings
         if settings.warmup >= step.count:
             raise IneError(
                 f"sld: the warm-up takes {settings.warmup} steps and the run has {step.count}, so "
                 f"nothing would be defended; set warmup below {step.count}, or take more steps"
             )
-        wanted = [
-            Wanted.of("empty", self.empty, pictures),
-            Wanted.of("positive", self.positive, pictures),
+        queries = [
+            UNetQuery.of("empty", self.empty, pictures),
+            UNetQuery.of("positive", self.positive, pictures),
         ]
         warmed_up = step.index >= settings.warmup
         if not warmed_up and settings.momentum_scale == 0:
             # No momentum to build up: the negative would be asked about for nothing.
-            out = ask(wanted)
+            out = query_unet(queries)
             return classifier_free(out["empty"], out["positive"], self.scale)
-        out = ask([*wanted, *self.slot.wanted(step, pictures)])
-        predictions = (out["empty"], out["positive"], self.slot.settle(step, pictures, out))
-
+        out = query_unet([*queries, UNetQuery.of("negative", self.negative, pictures)])
         # Strength, threshold and momentum are stated in noise predictions. For v-prediction
         # eps = sqrt(abar) v + sqrt(1 - abar) x_t, of which the second term drops out of every
         # difference: scaled by sqrt(abar) the formula applies as it is, and scaled back its
         # result is a v again.
-        unit = 1
+        unit: float | torch.Tensor = 1
         if step.prediction_type == "v_prediction":
             unit = step.alpha_bar.sqrt().clamp_min(1e-6)  # zero where a run begins with no signal
         if self.momentum is None:
@@ -237,7 +219,9 @@ class _Session:
             self.momentum = out["empty"].new_zeros(shape)
         rows = slice(None) if pictures is None else list(pictures)
         output, self.momentum[rows] = safe_latent_step(
-            *(unit * p for p in predictions),
+            unit * out["empty"],
+            unit * out["positive"],
+            unit * out["negative"],
             self.momentum[rows],
             scale=self.scale,
             strength=settings.strength,
@@ -247,6 +231,3 @@ class _Session:
             warmed_up=warmed_up,
         )
         return output / unit
-
-    def notes(self):
-        return self.slot.notes()

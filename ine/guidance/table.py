@@ -1,33 +1,30 @@
-"""Guidance methods by the name a user types; a new method is one class and one row here."""
+"""Guidance methods by the name a user types; a new method is one class and one row here.
 
-from collections.abc import Callable, Mapping
+The rows name the classes, so that the table can be read without importing torch. What a method
+can do (settings, presets, whether it has a strength) is asked of its class.
+"""
+
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from ine.embedding import ConceptEmbedding
 from ine.errors import IneError, did_you_mean
-from ine.guidance.additive import Additive
-from ine.guidance.cfg import ClassifierFree
-from ine.guidance.posterior import Dynamic
-from ine.guidance.recognition import Probe
-from ine.guidance.safree import Safree, safree_against
-from ine.guidance.sld import PRESETS, SafeLatent
 
-FILLED = {"negative", "phrases", "embeddings"}
-"""Fields that hold the negative; the rest are settings."""
+if TYPE_CHECKING:
+    from ine.guidance.method import Method, SettingValue
+    from ine.guidance.negative import Negative
+    from ine.guidance.protocol import Guidance
 
 
 @dataclass(frozen=True, kw_only=True)
-class Method:
+class MethodRow:
     """One way in which a negative acts."""
 
     name: str
-    kind: type
-    """The class; its fields besides `FILLED` are the settings a user may give."""
+    place: str
+    """The class, "module:name"; its base is `ine.guidance.method.Method`."""
 
-    build: Callable
-    """Function of (negative, preset or None, {setting: value}) that returns a `Guidance`."""
-
-    presets: tuple[str, ...] = ()
     strengths: tuple[float, ...] = ()
     """Swept for a frontier, rising; empty for a method without a strength."""
 
@@ -37,66 +34,71 @@ class Method:
     compared: str | None = None
     """The preset that a comparison starts from."""
 
-    def at(self, negative, strength=None):
-        """Return the guidance of a comparison at a strength; None is the method's own."""
-        given = {} if strength is None else {"strength": strength}
-        return self.build(negative, self.compared, given)
+    @property
+    def kind(self) -> "type[Method]":
+        """The class."""
+        module, _, name = self.place.partition(":")
+        return getattr(import_module(module), name)
 
     @property
-    def settings(self):
-        """Return the names of the settings."""
-        extra = ["slot"] if self.kind is Safree else []
-        return [f.name for f in fields(self.kind) if f.name not in FILLED] + extra
+    def settings(self) -> tuple[str, ...]:
+        """The names of the settings."""
+        return self.kind.settings()
+
+    @property
+    def presets(self) -> tuple[str, ...]:
+        """The names of the presets."""
+        return self.kind.presets
+
+    @property
+    def has_strength(self) -> bool:
+        """Whether the strength of the negative is a setting."""
+        return "strength" in self.settings
+
+    def at(
+        self,
+        negative: "Negative",
+        strength: float | None = None,
+        settings: "Mapping[str, SettingValue] | None" = None,
+    ) -> "Guidance":
+        """Return the guidance of a comparison at a strength; None is the method's own."""
+        given = {**(settings or {}), **({} if strength is None else {"strength": strength})}
+        return self.kind.build(negative, self.compared, given)
 
 
 METHODS = {
-    method.name: method
-    for method in (
-        Method(
-            name="cfg",
-            kind=ClassifierFree,
-            build=lambda negative, _, given: ClassifierFree(negative),
-        ),
-        Method(
+    row.name: row
+    for row in (
+        MethodRow(name="cfg", place="ine.guidance.cfg:ClassifierFree"),
+        MethodRow(
             name="additive",
-            kind=Additive,
-            build=lambda negative, _, given: Additive(negative, **given),
+            place="ine.guidance.additive:Additive",
             strengths=(1.0, 2.0, 3.0, 4.0, 7.0),
         ),
         # All of "max" but s_S; it is a gain that saturates, so the steps are wide.
-        Method(
+        MethodRow(
             name="sld",
-            kind=SafeLatent,
-            build=lambda negative, preset, given: SafeLatent.preset(
-                preset or "medium", negative, **given
-            ),
-            presets=tuple(PRESETS),
+            place="ine.guidance.sld:SafeLatent",
             strengths=(2.0, 10.0, 50.0, 5000.0),
             shown=5000.0,
             compared="max",
         ),
-        Method(
-            name="safree",
-            kind=Safree,
-            build=lambda negative, _, given: safree_against(negative, **given),
-        ),
-        Method(
-            name="dynamic",
-            kind=Dynamic,
-            build=lambda negative, _, given: Dynamic(negative, **given),
-            strengths=(1.0, 5.0, 20.0),
-            shown=5.0,
+        MethodRow(name="safree", place="ine.guidance.safree:Safree"),
+        MethodRow(
+            name="vl-dnp",
+            place="ine.guidance.vl_dnp:VlDnp",
+            strengths=(1.0, 2.5, 5.0, 7.5, 15.0),
         ),
     )
 }
-"""Name -> `Method`."""
+"""Name -> `MethodRow`."""
 
 
-def find_method(name):
+def find_method(name: str) -> MethodRow:
     """Return a method of the table.
 
     Raises:
-        IneError: There is none of that name.
+        IneError: No method has that name.
     """
     if name not in METHODS:
         hint = did_you_mean(name, METHODS)
@@ -104,12 +106,24 @@ def find_method(name):
     return METHODS[name]
 
 
-def build_guidance(name, negative, preset=None, settings: Mapping | None = None):
+def name_of(guidance: "Guidance") -> str:
+    """Return the name of a guidance without its gates, or that of its class."""
+    kinds = (type(guidance), type(guidance.innermost))
+    found = (row.name for kind in kinds for row in METHODS.values() if row.kind is kind)
+    return next(found, kinds[-1].__name__)
+
+
+def build_guidance(
+    name: str,
+    negative: "Negative",
+    preset: str | None = None,
+    settings: "Mapping[str, SettingValue | None] | None" = None,
+) -> "Guidance":
     """Return a `Guidance` of the table.
 
     Args:
         name: A name of `METHODS`.
-        negative: A `Negative` or `Matched`.
+        negative: What to steer away from.
         preset: A preset of the method; None is its default.
         settings: {setting: value}; None leaves a default.
 
@@ -118,7 +132,7 @@ def build_guidance(name, negative, preset=None, settings: Mapping | None = None)
     """
     method = find_method(name)
     if preset is not None and not method.presets:
-        raise IneError(f"guidance {name}: has no presets, so --preset {preset} means nothing here")
+        raise IneError(f"guidance {name}: has no presets, so preset {preset} means nothing here")
     given = {key: value for key, value in (settings or {}).items() if value is not None}
     for key in given:
         if key not in method.settings:
@@ -127,27 +141,32 @@ def build_guidance(name, negative, preset=None, settings: Mapping | None = None)
                 f"guidance {name}: setting {key!r} is unknown"
                 f"{did_you_mean(key, method.settings)}; known: {known}"
             )
-    return method.build(negative, preset, given)
+    return method.kind.build(negative, preset, given)
 
 
-def describe(value):
+def describe(value: Any) -> str:
     """Return text that changes with everything in a guidance that changes pixels.
 
     Embeddings are named by trigger and a hash of their vectors, probes by a hash.
     """
+    from ine.embeddings.embedding import ConceptEmbedding
+    from ine.guidance.probe import Probe
+
     if isinstance(value, ConceptEmbedding):
         return f"{value.trigger}:{value.digest}"
     if isinstance(value, Probe):
         return f"probe:{value.digest}"
     if is_dataclass(value):
-        inside = ", ".join(f"{f.name}={describe(getattr(value, f.name))}" for f in fields(value))
+        # What decides no pixels, such as how an observer is loaded, is not in the repr either.
+        own = [f.name for f in fields(value) if f.repr]
+        inside = ", ".join(f"{name}={describe(getattr(value, name))}" for name in own)
         return f"{type(value).__name__}({inside})"
     if isinstance(value, tuple | list):
         return f"[{', '.join(map(describe, value))}]"
     return repr(value)
 
 
-def read_settings(texts):
+def read_settings(texts: Iterable[str]) -> "dict[str, SettingValue]":
     """Return {setting: value} of texts such as "threshold=0.02" or "reattention=true".
 
     Raises:
@@ -162,7 +181,7 @@ def read_settings(texts):
     return found
 
 
-def _value(text):
+def _value(text: str) -> "SettingValue":
     for read in (int, float):
         try:
             return read(text)

@@ -1,16 +1,16 @@
-"""The run folder of `ine invert`: whether it is ours, and what of it may be gone on with."""
+"""The run folder of `ine invert`: check that a run created it, and which files can be resumed."""
 
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from ine.errors import IneError, OutputError, PicturesError
 from ine.inversion.concept import picture_keys
-from ine.inversion.images import load_pictures
-from ine.inversion.invert import read_state
+from ine.inversion.history import read_state
+from ine.inversion.images import PICTURES
 
 STATES = "state*.safetensors"
-CLUSTERS = "clusters.json"
 SUMMARY = "run.json"
 CACHE = "pictures.safetensors"
 UNITS = "pictures"
@@ -18,42 +18,43 @@ IMAGES = "images"
 
 OURS = (
     re.compile(rf"state(-[a-z]-of-\d+)?\.safetensors|{re.escape(SUMMARY)}|{re.escape(CACHE)}"),
-    re.compile(re.escape(CLUSTERS)),
+    # What `ine invert --clusters` of earlier versions left.
+    re.compile(r"clusters\.json"),
     re.compile(rf"{UNITS}(/unit-\d+\.safetensors)?"),
     re.compile(rf"{IMAGES}(/\d+\.png)?"),
     # What a kill leaves of an atomic write, and what file browsers leave.
     re.compile(r"(.*/)?(\..+\.part|\.DS_Store)"),
 )
-"""Patterns of all that a run puts into its folder, as paths relative to it."""
+"""Patterns of the files that a run puts into its folder, as paths relative to it."""
 
 
-def check_ours(folder):
-    """Raise `OutputError` if a run folder holds anything that no run puts there."""
+def check_ours(folder: Path) -> None:
+    """Raise `OutputError` if a run folder holds a file that no run puts there."""
     folder = Path(folder)
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise OutputError(
-            f"{folder}: is not a folder, expected the run's own; move it or choose another --out"
+            f"{folder}: is not a folder, expected the run's folder; move it or choose another --out"
         )
     names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*"))
     strange = [name for name in names if not any(o.fullmatch(name) for o in OURS)]
     if strange:
         raise OutputError(
-            f"{folder}: holds {strange[0]}, which is not of a run of `ine invert`, so nothing in "
-            "it is removed; move it away or choose another --out"
+            f"{folder}: holds {strange[0]}, which `ine invert` did not write, so nothing in it is "
+            "removed; move it away or choose another --out"
         )
 
 
-def remove_folder(folder):
-    """Remove a run folder, if it is ours."""
+def remove_folder(folder: Path) -> None:
+    """Remove a run folder; `OutputError` if it holds a file that no run puts there."""
     check_ours(folder)
     shutil.rmtree(folder)
 
 
-def drop_others(folder, picture_key, state_keys):
-    """Remove what another run has left in a run folder; what has these keys may be resumed.
+def drop_others(folder: Path, picture_key: str, state_keys: Sequence[str]) -> None:
+    """Remove the files of other runs from a run folder; those with these keys can be resumed.
 
     Raises:
-        OutputError: The folder is not ours.
+        OutputError: The folder holds a file that no run puts there.
     """
     folder = Path(folder)
     check_ours(folder)
@@ -63,22 +64,21 @@ def drop_others(folder, picture_key, state_keys):
             (folder / SUMMARY).unlink(missing_ok=True)
     caches = [folder / CACHE, *folder.glob(f"{UNITS}/unit-*.safetensors")]
     if not all(_pictures_have(cache, picture_keys(picture_key)) for cache in caches):
-        for name in (CACHE, CLUSTERS):
-            (folder / name).unlink(missing_ok=True)
+        (folder / CACHE).unlink(missing_ok=True)
         for name in (UNITS, IMAGES):
             shutil.rmtree(folder / name, ignore_errors=True)
 
 
-def _state_has(path, key):
+def _state_has(path: Path, key: str) -> bool:
     try:
         return read_state(path, key) is not None
     except IneError:
         return False
 
 
-def _pictures_have(path, keys):
-    """Return whether a cache has one of the keys; one that is not there is in nobody's way."""
+def _pictures_have(path: Path, keys: Sequence[str]) -> bool:
+    """Return whether a cache has one of the keys, or is missing, which is fine too."""
     try:
-        return not path.exists() or any(load_pictures(path, key) for key in keys)
+        return not path.exists() or any(PICTURES.read(path, key) for key in keys)
     except PicturesError:
         return False

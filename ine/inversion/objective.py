@@ -3,12 +3,13 @@
 Shape letters: B pictures, C latent channels, H W latent size.
 """
 
-from typing import Literal
-
 import torch
 
+PredictionType = str
+"""\"epsilon\" or \"v_prediction\"."""
 
-def noised(x_0, eps, alpha_bar):
+
+def noised(x_0: torch.Tensor, eps: torch.Tensor, alpha_bar: torch.Tensor) -> torch.Tensor:
     """Return x_t = sqrt(abar) x_0 + sqrt(1 - abar) eps; abar is (B,), the rest (B, C, H, W).
 
     Source: Ho et al. 2020, eq. 4.
@@ -21,9 +22,9 @@ def denoising_target(
     x_0: torch.Tensor,
     eps: torch.Tensor,
     alpha_bar: torch.Tensor,
-    prediction_type: Literal["epsilon", "v_prediction"],
-):
-    """Return what the U-Net is asked to predict, (B, C, H, W).
+    prediction_type: PredictionType,
+) -> torch.Tensor:
+    """Return what the U-Net shall predict, (B, C, H, W).
 
     Args:
         x_0: Clean latents, scaled as the U-Net wants them, (B, C, H, W).
@@ -42,7 +43,7 @@ def denoising_target(
     raise ValueError(f"prediction_type {prediction_type!r}: expected epsilon or v_prediction")
 
 
-def learning_rate(step, steps, peak, schedule):
+def learning_rate(step: int, steps: int, peak: float, schedule: str) -> float:
     """Return the learning rate of a step in [0, steps).
 
     "linear" holds the peak for the first half and then falls to zero.

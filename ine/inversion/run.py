@@ -1,174 +1,159 @@
 """`ine invert` from recipe to file: pictures, inversion, embedding, each step resumable."""
 
 import logging
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
 
-from ine import __version__
-from ine.embedding import check_trigger, fingerprints, new_embedding, write_embedding
+from ine.detectors.rule import AnyOf, Rule
+from ine.detectors.rules import find_rule
+from ine.detectors.table import Detector, load_detector
+from ine.embeddings.embedding import ConceptEmbedding, new_embedding, write_embedding
+from ine.embeddings.names import check_trigger
 from ine.files import check_free, check_suffix, sha256_of, write_json
-from ine.inversion.concept import make_pictures
 from ine.inversion.folder import check_ours, drop_others, remove_folder
-from ine.inversion.images import list_pictures, load_pictures, read_folder, save_pictures
-from ine.inversion.invert import check_room, invert
-from ine.inversion.preview import make_preview
-from ine.judging.detectors import load_detector
-from ine.judging.rules import find_rule
-from ine.models.fingerprint import exact_digest
-from ine.runtime import library_versions
+from ine.inversion.header import image_steps, metadata_of
+from ine.inversion.history import Inversion
+from ine.inversion.images import ConceptPictures
+from ine.inversion.invert import Progress, invert
+from ine.inversion.preview import Previews
+from ine.inversion.sources import OnPictures, RunOptions, concept_pictures, picture_key
+from ine.inversion.templates import check_room
+from ine.models.parts import DiffusionParts
+from ine.recipe import ConceptRecipe
+from ine.weights.fingerprint import exact_digest
 
 log = logging.getLogger("ine")
 
-
-@dataclass(frozen=True, kw_only=True)
-class RunOptions:
-    """What `ine invert` was asked for besides the recipe."""
-
-    out: Path
-    trigger: str
-    seed: int = 0
-    images: Path | None = None
-    skip_bad: bool = False
-    keep_images: bool = False
-    purge: bool = False
-    force: bool = False
-
-    @property
-    def folder(self):
-        """The run folder: cached latents, the state, what happened."""
-        return self.out.with_name(self.out.name + ".run")
+Summary = dict[str, Any]
+"""What `--json` prints."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """A run that has its pictures: what one inversion of them, or of a part of them, needs."""
+    """A run with its concept pictures, ready to be inverted."""
 
-    base: object
-    unlearned: object
-    recipe: object
+    base: DiffusionParts
+    unlearned: DiffusionParts
+    recipe: ConceptRecipe
     options: RunOptions
-    rule: object
-    detector: object
-    pictures: object
-    """`ConceptPictures`."""
-
-    counts: dict
+    rule: Rule | AnyOf
+    detector: Detector
+    pictures: ConceptPictures
+    counts: dict[str, int]
     """{"tried": ..., "kept": ...}."""
 
     key: str
     """What the pictures depend on."""
 
-    def invert(self, pictures, trigger, state, on_step=None):
-        """Return the `Inversion` of pictures; `state` is the name of its file in the run folder."""
+    def invert(self, on_step: Callable[[Progress], None] | None = None) -> Inversion:
+        """Learn the vectors; the state is kept in the run folder."""
         recipe, options = self.recipe, self.options
-        return invert(
+        previews = Previews(
+            parts=self.unlearned,
+            recipe=recipe,
+            rule=self.rule,
+            detector=self.detector,
+            trigger=options.trigger,
+            seed=options.seed,
+        )
+        result = invert(
             self.unlearned,
-            pictures,
+            self.pictures,
             recipe.inversion,
-            trigger=trigger,
+            trigger=options.trigger,
             seed=options.seed,
             plural=recipe.plural,
-            preview=make_preview(
-                self.unlearned, recipe, self.rule, self.detector, trigger, options.seed
-            ),
-            state=options.folder / state,
-            key=state_key(self.unlearned, recipe, self.key, trigger),
+            preview=previews,
+            state=options.folder / "state.safetensors",
+            key=state_key(self.unlearned, recipe, self.key, options.trigger),
             on_step=on_step,
         )
+        kept = result.kept
+        if kept is None or kept.recovery is not None:
+            return result
+        # Of the kept vectors alone: nothing is chosen by it.
+        return replace(result, kept=replace(kept, recovery=previews.recovery(result.vectors)))
 
-    def embedding(self, result, trigger, metadata=None):
-        """Return the `ConceptEmbedding` of an `Inversion`; `metadata` comes on top."""
-        recipe, base, kept = self.recipe, self.base, result.kept
-        return new_embedding(
-            result.vectors,
-            trigger,
-            recipe.name,
-            {
-                "ine.version": __version__,
-                "ine.base": base.name,
-                "ine.unet": self.unlearned.unet_name,
-                **fingerprints(self.unlearned),
-                "ine.method": "textual inversion",
-                "ine.recipe_hash": recipe.hash,
-                "ine.steps": recipe.inversion.steps,
-                "ine.kept_step": kept.step if kept else recipe.inversion.steps,
-                "ine.recovery": f"{kept.recovery:.3f}" if kept else None,
-                "ine.tuning_left": f"{kept.left:.3f}" if kept and kept.left is not None else None,
-                "ine.tuning_undefended": (
-                    f"{kept.undefended:.3f}" if kept and kept.undefended is not None else None
-                ),
-                "ine.rule": self.rule.name,
-                "ine.people": "true" if recipe.people else None,
-                "ine.strength": recipe.strength,
-                "ine.pictures": self.pictures.count,
-                "ine.seed": self.options.seed,
-                "ine.versions": library_versions(),
-                "modelspec.prediction_type": "v"
-                if base.prediction_type != "epsilon"
-                else "epsilon",
-                "modelspec.is_negative_embedding": "true",
-                **(metadata or {}),
-            },
+    def embedding(self, result: Inversion) -> ConceptEmbedding:
+        """Return the `ConceptEmbedding` of an `Inversion`."""
+        about = metadata_of(
+            self.base,
+            self.unlearned,
+            self.recipe,
+            result,
+            rule=self.rule.name,
+            pictures=self.pictures.count,
+            seed=self.options.seed,
         )
+        return new_embedding(result.vectors, self.options.trigger, self.recipe.name, about)
 
-    def summary(self, out, embedding, result):
-        """Return what `--json` prints about one embedding."""
+    def summary(self, embedding: ConceptEmbedding, result: Inversion) -> Summary:
+        """Return what `--json` prints about the embedding."""
         kept = result.kept
         return {
-            "embedding": str(out),
+            "embedding": str(self.options.out),
             "trigger": embedding.trigger,
             "vectors": embedding.count,
             "pictures": self.counts,
             "loss": result.loss,
+            "steps": result.steps,
+            "image_steps": image_steps(self.recipe, result),
             "kept_step": kept.step if kept else None,
             "recovery": kept.recovery if kept else None,
             "tuning_left": kept.left if kept else None,
             "tuning_undefended": kept.undefended if kept else None,
+            "tuning_preservation": kept.preservation if kept else None,
         }
 
-    def finish(self, summary):
-        """Write what happened beside the states, or remove the run folder where that is asked."""
+    def finish(self, summary: Summary) -> None:
+        """Write the summary into the run folder, or remove the folder with `--purge`."""
         write_json(self.options.folder / "run.json", summary)
         if self.options.purge:
             remove_folder(self.options.folder)
 
 
-def state_key(unlearned, recipe, picture_key, trigger):
+def state_key(
+    unlearned: DiffusionParts, recipe: ConceptRecipe, picture_key: str, trigger: str
+) -> str:
     """Return what an inversion's state depends on, 16 hex digits."""
     return sha256_of(
         picture_key.encode(),
-        recipe.model_dump_json().encode(),
+        recipe.deciding,
         exact_digest([unlearned.unet, *unlearned.text_encoders]).encode(),
         trigger.encode(),
     )[:16]
 
 
-def prepare(base, unlearned, recipe, options, targets, detector=None, on_pictures=None):
-    """Check what can be checked at once, then make the concept pictures or read them back.
+def prepare(
+    base: DiffusionParts,
+    unlearned: DiffusionParts,
+    recipe: ConceptRecipe,
+    options: RunOptions,
+    detector: Detector | None = None,
+    on_pictures: OnPictures | None = None,
+) -> Prepared:
+    """Check everything that needs no pictures, then make the concept pictures or read them back.
 
     Args:
         base: Parts of the base model; it makes the concept pictures.
-        unlearned: Parts that are inverted.
-        recipe: A `ConceptRecipe`.
-        options: `RunOptions`.
-        targets: {trigger: file} of what is to be written.
-        detector: The detector of the recipe's rule; loaded when it is not given.
+        unlearned: Parts of the model that is inverted.
+        recipe: The concept.
+        options: The settings that are not in the recipe.
+        detector: The detector of the recipe's rule; by default it is loaded.
         on_pictures: Called with (tried, kept, wanted).
     """
-    for trigger, out in targets.items():
-        check_trigger(trigger, base.tokenizers[0])
-        check_suffix(out)
-        check_free(out, options.force)
-        check_room(base, recipe, trigger)
+    check_trigger(options.trigger, base.tokenizers[0])
+    check_suffix(options.out)
+    check_free(options.out, options.force)
+    check_room(base, recipe, options.trigger)
     if options.purge:
         check_ours(options.folder)
     rule = find_rule(recipe.pictures.rule)
     key = picture_key(base, recipe, options)
     detector = detector or load_detector(rule.detector)
     if options.force:
-        drop_others(
-            options.folder, key, [state_key(unlearned, recipe, key, trigger) for trigger in targets]
-        )
+        drop_others(options.folder, key, [state_key(unlearned, recipe, key, options.trigger)])
     pictures, counts = concept_pictures(base, recipe, options, detector, key, on_pictures)
     return Prepared(
         base=base,
@@ -183,15 +168,23 @@ def prepare(base, unlearned, recipe, options, targets, detector=None, on_picture
     )
 
 
-def run_inversion(base, unlearned, recipe, options, detector=None, on_pictures=None, on_step=None):
+def run_inversion(
+    base: DiffusionParts,
+    unlearned: DiffusionParts,
+    recipe: ConceptRecipe,
+    options: RunOptions,
+    detector: Detector | None = None,
+    on_pictures: OnPictures | None = None,
+    on_step: Callable[[Progress], None] | None = None,
+) -> tuple[ConceptEmbedding, Inversion, Summary]:
     """Run an inversion and write the embedding.
 
     Args:
         base: Parts of the base model; it makes the concept pictures.
-        unlearned: Parts that are inverted.
-        recipe: A `ConceptRecipe`.
-        options: `RunOptions`.
-        detector: The detector of the recipe's rule; loaded when it is not given.
+        unlearned: Parts of the model that is inverted.
+        recipe: The concept.
+        options: The settings that are not in the recipe.
+        detector: The detector of the recipe's rule; by default it is loaded.
         on_pictures: Called with (tried, kept, wanted).
         on_step: Called with `Progress`.
 
@@ -199,52 +192,28 @@ def run_inversion(base, unlearned, recipe, options, detector=None, on_pictures=N
         (ConceptEmbedding, Inversion, summary): the summary is what `--json` prints.
 
     Raises:
-        IneError: Anything that a user can mend; what can be told beforehand is, before any work.
+        IneError: Anything that a user can fix; whatever can be checked first is checked first.
     """
-    targets = {options.trigger: options.out}
-    run = prepare(base, unlearned, recipe, options, targets, detector, on_pictures)
-    result = run.invert(run.pictures, options.trigger, "state.safetensors", on_step)
-    embedding = run.embedding(result, options.trigger)
+    run = prepare(base, unlearned, recipe, options, detector, on_pictures)
+    result = run.invert(on_step)
+    _check_target(recipe, result)
+    embedding = run.embedding(result)
     write_embedding(embedding, options.out, force=options.force)
-    summary = run.summary(options.out, embedding, result)
+    summary = run.summary(embedding, result)
     run.finish(summary)
     return embedding, result, summary
 
 
-def picture_key(base, recipe, options):
-    """Return what concept pictures depend on, 16 hex digits."""
-    return sha256_of(
-        recipe.pictures.model_dump_json().encode(),
-        exact_digest([base.unet, base.vae, *base.text_encoders]).encode(),
-        repr((options.seed, folder_key(options.images), options.skip_bad)).encode(),
-    )[:16]
-
-
-def folder_key(folder):
-    """Return what changes when pictures or captions of a user's folder do; "" without one."""
-    if folder is None:
-        return ""
-    place = list_pictures(folder)[0].parent
-    files = sorted(p for p in place.iterdir() if p.is_file() and not p.name.startswith("."))
-    about = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]
-    return repr((str(folder), about))
-
-
-def concept_pictures(base, recipe, options, detector, key, on_pictures):
-    """Return (ConceptPictures, {"tried": ..., "kept": ...}), from the cache where it is there."""
-    cache = options.folder / "pictures.safetensors"
-    if options.images:
-        found = load_pictures(cache, key) or read_folder(base, options.images, options.skip_bad)
-        save_pictures(found, cache, key)
-        return found, {"tried": found.count, "kept": found.count}
-    made = make_pictures(
-        base,
-        recipe,
-        detector,
-        seed=options.seed,
-        folder=options.folder / "pictures",
-        key=key,
-        keep_images=options.folder / "images" if options.keep_images else None,
-        progress=on_pictures,
+def _check_target(recipe: ConceptRecipe, result: Inversion) -> None:
+    """Log a warning where no preview reached the recipe's target preservation."""
+    kept, target = result.kept, recipe.inversion.target_preservation
+    if kept is None or kept.preservation is None or kept.reaches(target):
+        return
+    log.warning(
+        "no vectors preserve %.2f on benign tuning prompts; kept those of step %d, which preserve "
+        "most, %.2f. To have others, set a smaller inversion.target_preservation or, for vectors "
+        "of earlier steps, a smaller inversion.preview_every",
+        target,
+        kept.step,
+        kept.preservation,
     )
-    return made.pictures, {"tried": made.tried, "kept": made.kept}

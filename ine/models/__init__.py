@@ -1,1 +1,1 @@
-"""Models: the parts of a pipeline, and unlearned weights laid over them."""
+"""Base models: the parts of a pipeline, from folders, the hub, or single files."""

@@ -1,34 +1,37 @@
-"""Models that were distilled to make a picture in few steps, and how they are sampled.
+"""Models distilled to make a picture in few steps, and their sampling defaults.
 
-Most of them make it without classifier-free guidance, so that nothing stands where a negative
-would: what works on them are methods with a term of their own (`additive`, `sld`, `dynamic`).
+Most of them are sampled without classifier-free guidance, so a negative has no effect. Methods
+with a separate negative term (`additive`, `sld`) work on them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
+
+Config = Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
 class FewSteps:
-    """One kind of such models."""
+    """One kind of these models."""
 
     name: str
-    test: Callable[[dict, dict], bool]
+    test: Callable[[Config, Config], bool]
     """Function of the configurations of the U-Net and of the scheduler."""
 
     scheduler: str
     """A name of `ine.sampling.SCHEDULERS`."""
 
     guidance_scale: float
-    """What is usual; 1 is none."""
+    """The usual scale; 1 is no guidance."""
 
     steps: int = 4
 
 
-def _is_trailing(_unet, scheduler):
-    """Return whether a scheduler is set as those of turbo and Lightning models are.
+def _is_trailing(_unet: Config, scheduler: Config) -> bool:
+    """Return whether a scheduler has the settings of turbo and Lightning models.
 
-    Ordinary models of zero terminal signal (Lin et al. 2023) share the spacing, not the rest.
+    Ordinary models with zero terminal SNR (Lin et al. 2023) have the same spacing only.
     """
     return (
         scheduler.get("timestep_spacing") == "trailing"
@@ -57,6 +60,6 @@ KINDS = (
 )
 
 
-def few_steps_of(unet, scheduler):
-    """Return the first kind that two configurations fit, or None."""
+def few_steps_of(unet: Config, scheduler: Config) -> FewSteps | None:
+    """Return the first kind that fits the configurations of U-Net and scheduler, or None."""
     return next((kind for kind in KINDS if kind.test(unet, scheduler)), None)

@@ -1,9 +1,11 @@
-"""Inpainting models as ordinary ones: all of the picture is masked, so all of it is painted.
+"""Use inpainting models as ordinary ones: the mask covers the whole picture.
 
-Their U-Net reads, beside the noisy latents, the mask and the latents of the picture without what
-is masked (Rombach et al. 2022, section 4.5). With a mask of ones these are constant: diffusers'
-inpainting pipeline then encodes a picture of zeros in [-1, 1].
+Their U-Net reads, beside the noisy latents, the mask and the latents of the picture with the
+masked part blanked (Rombach et al. 2022, section 4.5). With a mask of ones these are constant:
+diffusers' inpainting pipeline then encodes a picture of zeros in [-1, 1].
 """
+
+from typing import Any
 
 import torch
 
@@ -11,8 +13,8 @@ from ine.errors import ModelError
 
 
 @torch.no_grad()
-def everything_masked(unet, vae):
-    """Return what such a U-Net reads beside the latents, (1 + C, H, W); None for other models.
+def everything_masked(unet: Any, vae: Any) -> torch.Tensor | None:
+    """Return the input of an inpainting U-Net beside the latents, (1 + C, H, W); None for others.
 
     Args:
         unet: A `UNet2DConditionModel` of C or 2 C + 1 input channels.
@@ -28,7 +30,7 @@ def everything_masked(unet, vae):
         raise ModelError(
             f"the U-Net reads {given} channels, the VAE makes {latent}; known are models of "
             f"{latent} and inpainting models of {2 * latent + 1}. Models that edit by an "
-            "instruction, or enlarge pictures, have no place here; give an ordinary one"
+            "instruction, or enlarge pictures, cannot be used; give an ordinary one"
         )
     size = unet.config.sample_size
     height, width = (size, size) if isinstance(size, int) else size

@@ -1,31 +1,39 @@
-"""A base model from wherever it is: the bundled one, a pipeline folder, the hub, a single file."""
+"""Load a base model: the bundled one, a pipeline folder, a hub id, or a single file."""
 
+from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from ine.errors import ModelError
-from ine.models.components import load_component
+from ine.models.folder import load_component
 from ine.models.inpainting import everything_masked
 from ine.models.parts import MINI, DiffusionParts, find_model, read_model_json, vae_dtype
-from ine.models.schedules import check_schedule
 from ine.models.single_file import load_single_file
 from ine.models.tokenizers import load_tokenizer
+from ine.schedules import check_schedule
+from ine.weights.foreign import component_class, foreign_class
 
 MOST_SIDE = 1024
-"""Side of a latent, 8192 pixels."""
+"""Largest side of a latent; 8192 pixels."""
 
 
-def load_parts(model=MINI, device="cpu", dtype=torch.float32):
+def load_parts(
+    model: str | Path = MINI,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> DiffusionParts:
     """Load a base model, frozen and in evaluation mode.
 
     Args:
         model: "mini" (bundled), a diffusers pipeline folder, a whole model in one file, or a hub
             id.
-        device: Where the weights go.
-        dtype: Floating type of the weights; mini and CPU runs want float32.
+        device: Device of the weights.
+        dtype: Floating type of the weights; mini and runs on a CPU need float32.
 
     Raises:
         ModelError: The folder or id is not a Stable Diffusion pipeline, or is not on this
@@ -34,12 +42,59 @@ def load_parts(model=MINI, device="cpu", dtype=torch.float32):
     folder = find_model(model)
     if folder.is_file():
         return load_single_file(model, device, dtype)
+    index = _read_index(model, folder)
+    tokenizers, encoders = _load_encoders(model, folder, index, device, dtype)
+    schedule = _load_schedule(folder, index)
+    unet = _load(UNet2DConditionModel, folder / "unet", device, dtype)
+    vae_config = folder / "vae" / "config.json"
+    upcast = read_model_json(vae_config) if vae_config.is_file() else {}
+    vae = _load(AutoencoderKL, folder / "vae", device, vae_dtype(upcast, dtype))
+    parts = DiffusionParts(
+        name=str(model),
+        tokenizers=tokenizers,
+        text_encoders=encoders,
+        unet=unet,
+        vae=vae,
+        scheduler_config=schedule,
+        zeros_for_nothing=index.get("force_zeros_for_empty_prompt") is True,
+    )
+    _check_pieces(parts)
+    return replace(parts, inpainting_input=everything_masked(unet, vae))
+
+
+def _read_index(model: str | Path, folder: Path) -> dict[str, Any]:
+    """Return the index of a pipeline folder; refuse a pipeline that ine cannot use."""
     index = read_model_json(folder / "model_index.json")
+    if name := foreign_class(index):
+        raise ModelError(
+            f"{model}: is a {name}, which ine cannot use; give a pipeline of Stable Diffusion 1.x, "
+            "2.x or XL"
+        )
+    return index
+
+
+def _load_schedule(folder: Path, index: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the scheduler configuration of a pipeline folder, checked."""
+    # diffusers makes the class that the index names, whatever the configuration says.
+    named = {"_class_name": component_class(index, "scheduler")}
+    check_schedule(folder / "model_index.json", named)
+    path = folder / "scheduler" / "scheduler_config.json"
+    settings = read_model_json(path)
+    check_schedule(path, settings)
+    return settings
+
+
+def _load_encoders(
+    model: str | Path,
+    folder: Path,
+    index: Mapping[str, Any],
+    device: str | torch.device,
+    dtype: torch.dtype,
+) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Return (tokenizers, text encoders) of a pipeline folder, one or two each."""
     tokenizers, encoders = [], []
     for suffix in ("", "_2"):
-        # [library, class], or twice null where there is none.
-        found = index.get(f"text_encoder{suffix}") or [None]
-        named = found[-1] if isinstance(found, list) else found
+        named = component_class(index, f"text_encoder{suffix}")
         if named is None:
             continue
         if named not in ("CLIPTextModel", "CLIPTextModelWithProjection"):
@@ -55,28 +110,11 @@ def load_parts(model=MINI, device="cpu", dtype=torch.float32):
         encoders.append(encoder)
     if not encoders:
         raise ModelError(f"{model}: has no CLIP text encoder; ine needs a Stable Diffusion model")
-    schedule = folder / "scheduler" / "scheduler_config.json"
-    settings = read_model_json(schedule)
-    check_schedule(schedule, settings)
-    unet = _load(UNet2DConditionModel, folder / "unet", device, dtype)
-    vae_config = folder / "vae" / "config.json"
-    upcast = read_model_json(vae_config) if vae_config.is_file() else {}
-    vae = _load(AutoencoderKL, folder / "vae", device, vae_dtype(upcast, dtype))
-    parts = DiffusionParts(
-        name=str(model),
-        tokenizers=tuple(tokenizers),
-        text_encoders=tuple(encoders),
-        unet=unet,
-        vae=vae,
-        scheduler_config=settings,
-        zeros_for_nothing=index.get("force_zeros_for_empty_prompt") is True,
-    )
-    _check_pieces(parts)
-    return replace(parts, beside=everything_masked(unet, vae))
+    return tuple(tokenizers), tuple(encoders)
 
 
-def _check_pieces(parts):
-    """Refuse pieces that do not belong to one model."""
+def _check_pieces(parts: DiffusionParts) -> None:
+    """Refuse components that do not belong to one model."""
     states = sum(encoder.config.hidden_size for encoder in parts.text_encoders)
     if parts.width != states:
         raise ModelError(
@@ -92,7 +130,7 @@ def _check_pieces(parts):
         )
 
 
-def _load(kind, folder, device, dtype):
+def _load(kind: Any, folder: Path, device: str | torch.device, dtype: torch.dtype) -> Any:
     module, info = load_component(kind, folder, dtype)
     # The libraries fill gaps with random numbers and go on.
     if gaps := sorted(info["missing_keys"]):
@@ -109,7 +147,7 @@ def _load(kind, folder, device, dtype):
         )
     module = module.to(device).eval().requires_grad_(False)
     for parameter in module.parameters():
-        # Mapped tensors are not aligned like ordinary ones, and a copy of such a model would
-        # predict differently in the last bits.
+        # Mapped tensors are aligned differently; with them a copy of the model would predict
+        # differently in the last bits.
         parameter.data = parameter.data.clone()
     return module

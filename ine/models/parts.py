@@ -1,17 +1,19 @@
-"""The pieces of a text-to-image pipeline, loaded once and never changed."""
+"""The components of a text-to-image pipeline, loaded once and never changed."""
 
 import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers.models.embeddings import get_timestep_embedding
 from torch import nn
 
 from ine.errors import ModelError
+from ine.families import Family, family_of
 from ine.files import JSON_LIMIT, parse_json, read_within, user_path
-from ine.models.families import family_of
-from ine.models.few_steps import few_steps_of
+from ine.models.few_steps import FewSteps, few_steps_of
+from ine.weights.hub import SETTINGS, snapshot
 
 MINI = "mini"
 MINI_FOLDER = Path(__file__).parent / "mini"
@@ -19,85 +21,85 @@ MINI_FOLDER = Path(__file__).parent / "mini"
 
 @dataclass(frozen=True, kw_only=True)
 class DiffusionParts:
-    """What a text-to-image model is made of. Text encoders are tuples: SDXL has two."""
+    """The components of a text-to-image model. Text encoders are tuples: SDXL has two."""
 
     name: str
-    """What the user called it: "mini", a hub id, or a folder."""
+    """The name given by the user: "mini", a hub id, a folder, or a file."""
 
-    tokenizers: tuple
+    tokenizers: tuple[Any, ...]
     text_encoders: tuple[nn.Module, ...]
     unet: nn.Module
     vae: nn.Module
-    scheduler_config: dict
+    scheduler_config: dict[str, Any]
     """The pipeline's own scheduler configuration; `ine.sampling.SCHEDULERS` build from it."""
 
     unet_name: str = "base"
-    """ "base", or what was laid over it (file name and method)."""
+    """ "base", or the weights applied to it (file name and method)."""
 
     zeros_for_nothing: bool = False
-    """Whether zeros stand for no text at all (SDXL), where others are told the empty text."""
+    """Whether zeros stand for the empty text (SDXL); other models encode the empty text."""
 
     embedded_scale: float = 8.5
-    """Guidance scale that an LCM's U-Net is told; no other model looks at it."""
+    """Guidance scale that is an input of an LCM's U-Net; other models ignore it."""
 
-    beside: torch.Tensor | None = None
-    """What the U-Net reads beside the latents, (C', H, W); None for all but inpainting models,
-    see `ine.models.inpainting`."""
+    inpainting_input: torch.Tensor | None = None
+    """Input of an inpainting U-Net beside the latents, (C', H, W), see `ine.models.inpainting`;
+    None for other models."""
 
     latent_size: tuple[int, int] | None = None
-    """Height and width of latents where they are not the model's own, see `of_size`."""
+    """Height and width of latents if not the model's default, see `of_size`."""
 
     @property
-    def width(self):
+    def width(self) -> int:
         """Width of the text states that the U-Net reads (128 mini, 768 SD 1.x, 1024 SD 2.x)."""
         return self.unet.config.cross_attention_dim
 
     @property
-    def traits(self):
-        """Return the `Family` that the width tells."""
+    def family_info(self) -> Family:
+        """Return the `Family` of the width."""
         return family_of(self.width)
 
     @property
-    def family(self):
+    def family(self) -> str:
         """Return "mini", "sd1", "sd2", "sdxl", or "width-N" for anything else."""
-        return self.traits.name
+        return self.family_info.name
 
     @property
-    def prediction_type(self):
+    def prediction_type(self) -> str:
         """Return "epsilon" or "v_prediction"."""
         return self.scheduler_config.get("prediction_type", "epsilon")
 
     @property
-    def device(self):
+    def device(self) -> torch.device:
         """Device of the U-Net."""
         return next(self.unet.parameters()).device
 
     @property
-    def dtype(self):
+    def dtype(self) -> torch.dtype:
         """Dtype of the U-Net."""
         return next(self.unet.parameters()).dtype
 
     @property
-    def latent_shape(self):
+    def latent_shape(self) -> tuple[int, int, int]:
         """Shape of one latent, (C, H, W)."""
         size = self.latent_size or self.unet.config.sample_size
         height, width = (size, size) if isinstance(size, int) else size
-        # Of what goes in, an inpainting model's mask is no part of the latent.
+        # An inpainting model's input has the mask too, its output only the latent.
         return (self.unet.config.out_channels, height, width)
 
     @property
-    def picture_size(self):
+    def picture_size(self) -> int:
         """Side of a picture in pixels."""
         return self.latent_shape[1] * self.pixels_per_latent
 
     @property
-    def pixels_per_latent(self):
-        """Pixels along one side of a latent element: 8 of Stable Diffusion."""
+    def pixels_per_latent(self) -> int:
+        """Pixels along one side of a latent element: 8 for Stable Diffusion."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     @property
-    def time_ids(self):
-        """Size and crop numbers that SDXL is told, (1, 6): original, corner, target; or None.
+    def time_ids(self) -> torch.Tensor | None:
+        """Size and crop inputs of SDXL, (1, 6): original, corner, target; None for other models.
 
         Podell et al. 2023, section 2.2; as its pipeline sets them for an uncropped picture.
         """
@@ -108,7 +110,7 @@ class DiffusionParts:
         return torch.tensor([sides], device=self.device, dtype=self.dtype)
 
     @property
-    def scale_input(self):
+    def timestep_cond(self) -> torch.Tensor | None:
         """Embedding of the guidance scale that an LCM's U-Net reads, (1, G); None for others.
 
         Luo et al. 2023, section 4.1: sines and cosines of 1000 (w - 1).
@@ -116,20 +118,23 @@ class DiffusionParts:
         width = self.unet.config.get("time_cond_proj_dim")
         if not width:
             return None
+        # Imported here, since finding a model needs no diffusers.
+        from diffusers.models.embeddings import get_timestep_embedding
+
         scale = torch.tensor([1000 * (self.embedded_scale - 1)], device=self.device)
         return get_timestep_embedding(scale, width, flip_sin_to_cos=False).to(self.dtype)
 
     @property
-    def few_steps(self):
-        """Return the `FewSteps` that a model made for few steps is sampled with, or None."""
+    def few_steps(self) -> FewSteps | None:
+        """Return the `FewSteps` that a model distilled to few steps is sampled with, or None."""
         return few_steps_of(self.unet.config, self.scheduler_config)
 
-    def with_unet(self, unet, name):
+    def with_unet(self, unet: nn.Module, name: str) -> "DiffusionParts":
         """Return the same parts with another U-Net."""
         return replace(self, unet=unet, unet_name=name)
 
-    def of_size(self, width=None, height=None):
-        """Return the same parts for pictures of another size in pixels; None is the model's own.
+    def of_size(self, width: int | None = None, height: int | None = None) -> "DiffusionParts":
+        """Return the same parts for another picture size in pixels; None is the model's default.
 
         Raises:
             ModelError: A side is no multiple of the VAE's factor, or the model has one size only.
@@ -147,25 +152,25 @@ class DiffusionParts:
                 f"{self.name}: pictures of {width} x {height} pixels cannot be made; sides must be "
                 f"multiples of {factor}"
             )
-        if self.beside is not None:
+        if self.inpainting_input is not None:
             raise ModelError(f"{self.name}: an inpainting model makes no pictures of other sizes")
-        return replace(self, latent_size=tuple(map(int, wanted)))
+        return replace(self, latent_size=(int(wanted[0]), int(wanted[1])))
 
-    def with_text_encoders(self, encoders):
+    def with_text_encoders(self, encoders: Iterable[nn.Module]) -> "DiffusionParts":
         """Return the same parts with other text encoders."""
         return replace(self, text_encoders=tuple(encoders))
 
 
-def vae_dtype(config, dtype):
-    """Return float32 where a VAE says that its activations leave the range of float16 (SDXL's)."""
+def vae_dtype(config: Mapping[str, Any], dtype: torch.dtype) -> torch.dtype:
+    """Return float32 for a VAE whose activations overflow in float16 (SDXL's), else the dtype."""
     return torch.float32 if config.get("force_upcast") and dtype == torch.float16 else dtype
 
 
-def read_model_json(path):
+def read_model_json(path: Path) -> dict[str, Any]:
     """Return the mapping in a model's JSON file.
 
     Raises:
-        ModelError: It cannot be read or is something else.
+        ModelError: It cannot be read, or holds something else.
     """
     try:
         found = parse_json(read_within(path, JSON_LIMIT))
@@ -178,16 +183,17 @@ def read_model_json(path):
     return found
 
 
-def find_model(model, index="model_index.json", fetch=True):
+def find_model(model: str | Path, index: str = "model_index.json", fetch: bool = True) -> Path:
     """Return the local folder or file of a model; hub ids are looked up in the cache, then fetched.
 
     Args:
         model: "mini", a folder, a file or a hub id.
-        index: The file that makes a folder one. Only a pipeline, the default, may be a file.
-        fetch: Whether a hub id may be downloaded; otherwise only the cache is looked at.
+        index: The file that a model's folder must have. Only a pipeline, the default, may be a
+            single file.
+        fetch: Whether a hub id may be downloaded; otherwise only the cache is used.
 
     Raises:
-        ModelError: It is neither a pipeline folder nor a hub id that can be had here.
+        ModelError: It is neither a pipeline folder nor an available hub id.
     """
     if str(model) == MINI:
         return MINI_FOLDER
@@ -206,14 +212,18 @@ def find_model(model, index="model_index.json", fetch=True):
             f"{model}: no such folder or file; give a pipeline folder, a model's single file, a "
             "hub id, or 'mini'"
         )
-    from huggingface_hub import snapshot_download
+    return _from_hub(str(model), index, fetch)
 
-    # "*" also matches "/". Weights at the top are those of a model that is no pipeline.
-    wanted = ["*.json", "*.txt", "*/*.safetensors", "model.safetensors"]
+
+def _from_hub(model: str, index: str, fetch: bool) -> Path:
+    # Weights at the top level belong to a model that is no pipeline.
+    wanted = (*SETTINGS, "*/*.safetensors", "model.safetensors")
     try:
-        return Path(
-            snapshot_download(str(model), allow_patterns=wanted, local_files_only=not fetch)
-        )
+        folder = snapshot(model, wanted, fetch=fetch)
+        if index == "model_index.json" and not any(folder.glob("unet/*.safetensors")):
+            # Older repositories have torch files alone.
+            folder = snapshot(model, (*SETTINGS, "*/*.bin"), fetch=fetch)
+        return folder
     except Exception as error:
         raise ModelError(
             f"{model}: is not on this machine and could not be fetched "

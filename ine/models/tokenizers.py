@@ -1,9 +1,13 @@
-"""A CLIP tokenizer from the few things that its files need to say.
+"""Load a CLIP tokenizer from the few settings that differ between models.
 
-transformers' own loader takes whatever `tokenizer_config.json` and `tokenizer.json` name: other
-files, classes, padding to any length. Of those only vocabulary, merges, special tokens and the
-length of the context make a CLIP tokenizer; the rest of it is the same in every one.
+transformers' own loader follows everything that `tokenizer_config.json` and `tokenizer.json` name:
+other files, classes, padding to any length. A CLIP tokenizer needs only the vocabulary, merges,
+special tokens and the length of the context; the rest is the same in all of them.
 """
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 from ine.errors import ModelError
 from ine.files import JSON_LIMIT, parse_json, read_within
@@ -12,57 +16,62 @@ MARKS = ("bos_token", "eos_token", "unk_token", "pad_token")
 PROPERTIES = ("single_word", "lstrip", "rstrip", "normalized")
 MOST_TOKENS = 1_000_000
 UNKNOWN = "<|endoftext|>"
-"""What stands for unknown words where nothing is said, as in transformers."""
+"""Token for unknown words if the files state none, as in transformers."""
 
 UNSTATED_LENGTH = 1e29
-"""transformers writes 10^30 for a context whose length nobody stated."""
+"""transformers writes 10^30 for a context of unstated length."""
 
 
-def load_tokenizer(folder, room, rows):
+def load_tokenizer(folder: Path, room: int, rows: int) -> Any:
     """Return the CLIP tokenizer of a folder, checked against its text encoder.
 
     Args:
         folder: With `tokenizer.json`, or `vocab.json` and `merges.txt`; and
             `tokenizer_config.json`.
-        room: Positions of the text encoder; the length of the context where none is stated.
-        rows: Rows of its token table.
+        room: Number of positions of the text encoder; the default length of the context.
+        rows: Number of rows of its token table.
 
     Raises:
         ModelError: A file is missing or broken, or the tokenizer is not the text encoder's.
     """
     from transformers import CLIPTokenizer
 
-    # Given a folder that is not there, transformers would look for it on the hub.
+    # transformers would look for a missing folder on the hub.
     if not folder.is_dir():
         raise ModelError(f"{folder}: is missing; get the model again")
     try:
         settings = _read(folder, "tokenizer_config.json")
-        if "added_tokens_decoder" not in settings:  # as transformers decides which of them counts
+        if "added_tokens_decoder" not in settings:  # the same rule as in transformers
             settings |= _read(folder, "special_tokens_map.json")
         vocab, merges, added = _vocabulary(folder, settings)
         marks = {name: _mark(settings[name]) for name in MARKS if settings.get(name) is not None}
         unknown = str(marks.get("unk_token", UNKNOWN))
-        if unknown not in vocab:  # tokenizers then fails at the first word that it does not know
-            raise ValueError(f"its unk_token {unknown[:80]!r} is none of its vocabulary")
+        if unknown not in vocab:  # the library would fail at the first unknown word
+            raise ValueError(f"its unk_token {unknown[:80]!r} is not in its vocabulary")
         length = _context(settings.get("model_max_length"), room)
-        # transformers, too, notes where a tokenizer comes from.
+        # transformers too records where a tokenizer comes from.
         known = {"name_or_path": str(folder), "model_max_length": length, **marks}
         made = CLIPTokenizer(vocab=vocab, merges=merges, **known)
         _add(made, added)
-    except Exception as error:  # whatever is no vocabulary, or what tokenizers says of it
+    except Exception as error:  # a bad vocabulary raises nearly anything, here or in the library
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise ModelError(f"{folder}: cannot be loaded ({reason}); get the model again") from error
-    highest = max([*made.get_vocab().values(), 0])
+    _check_rows(folder, made, rows)
+    return made
+
+
+def _check_rows(folder: Path, tokenizer: Any, rows: int) -> None:
+    """Refuse a tokenizer with more tokens than the text encoder's table has rows."""
+    highest = max([*tokenizer.get_vocab().values(), 0])
     if highest >= rows:
         raise ModelError(
             f"{folder}: has a token of number {highest}, the table of its text encoder has {rows} "
             "rows; they belong to different models, get the model again"
         )
-    return made
 
 
-def _read(folder, name):
-    """Return a JSON object of a folder, {} where there is none."""
+def _read(folder: Path, name: str) -> dict[str, Any]:
+    """Return a JSON object of a folder, {} without the file."""
     path = folder / name
     value = parse_json(read_within(path, JSON_LIMIT)) if path.is_file() else {}
     if not isinstance(value, dict):
@@ -70,8 +79,10 @@ def _read(folder, name):
     return value
 
 
-def _vocabulary(folder, settings):
-    """Return ({token: number}, [(first, second)], {token: number} of those beyond)."""
+def _vocabulary(
+    folder: Path, settings: Mapping[str, Any]
+) -> tuple[dict[str, int], list[tuple[str, ...]], dict[str, int]]:
+    """Return ({token: number}, [(first, second)] merges, {token: number} of added tokens)."""
     whole = _read(folder, "tokenizer.json")
     added = dict(_read(folder, "added_tokens.json"))
     if whole:
@@ -99,8 +110,8 @@ def _vocabulary(folder, settings):
     return vocab, pairs, {token: n for token, n in added.items() if token not in vocab}
 
 
-def _mark(token):
-    """Return a special token, which may be written with its properties."""
+def _mark(token: Any) -> Any:
+    """Return a special token; a file may give it with properties."""
     from transformers import AddedToken
 
     given = token if isinstance(token, dict) else {}
@@ -111,7 +122,7 @@ def _mark(token):
     return AddedToken(text, **stated, special=True) if given else text
 
 
-def _context(stated, room):
+def _context(stated: Any, room: int) -> int:
     if stated is None or (type(stated) in (int, float) and stated >= UNSTATED_LENGTH):
         return room
     if type(stated) is not int or not 3 <= stated <= room:
@@ -119,8 +130,8 @@ def _context(stated, room):
     return stated
 
 
-def _add(tokenizer, added):
-    """Add tokens of a model's own, such as those of an embedding that was saved with it."""
+def _add(tokenizer: Any, added: Mapping[str, int]) -> None:
+    """Add a model's extra tokens, such as those of an embedding that was saved with it."""
     for token, number in sorted(added.items(), key=lambda item: item[1]):
         tokenizer.add_tokens([token])
         if tokenizer.convert_tokens_to_ids(token) != number:

@@ -6,34 +6,30 @@
 Park et al. 2024 (arXiv 2407.21035); numbers and details as in the authors' code. L is the
 denoising error of one picture with *no prompt*, L* that of the frozen base: what is unlearned is
 how the concept looks, whatever words ask for it. Both pictures of a pair get the same noise. The
-second term holds the output at the last timestep T on pure noise, where no picture has begun.
+second term holds the output at the last timestep T on pure noise, where there is no picture yet.
 Trained is a LoRA on self-attention, where no text reaches.
 
 Shape letters: B pairs, C latent channels, H W latent size, O I output and input width, R rank.
 """
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from functools import partial
-from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Unpack
 
 import torch
 from pydantic import Field
-from torch.nn.functional import linear, logsigmoid
+from torch.nn.functional import logsigmoid
 
 from ine.errors import IneError
 from ine.inversion.images import draw_latents
-from ine.inversion.objective import denoising_target, noised
-from ine.models.fingerprint import exact_digest
-from ine.models.laying import shared_copy
+from ine.inversion.objective import PredictionType, denoising_target, noised
+from ine.models.parts import DiffusionParts
 from ine.runtime import generator_for
 from ine.sampling import make_scheduler, run_unet
-from ine.text import encode_nothing
-from ine.unlearning.training import Resumable, key_of, train
-
-PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
-"""Layers of self-attention that get a LoRA."""
+from ine.text.encode import Condition, encode_nothing
+from ine.unlearning.duo_lora import with_lora
+from ine.unlearning.duo_pairs import Pairs
+from ine.unlearning.training import TrainingOptions, train
+from ine.weights.fingerprint import exact_digest
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -84,7 +80,7 @@ class DuoSettings:
     tries: Count = 4
     """At most so many pictures are made per pair, and so many edits of each."""
 
-    def resolved(self):
+    def resolved(self) -> "DuoSettings":
         """Return the settings with what depends on beta filled in."""
         lr = self.base_lr * 100 / self.beta if self.lr is None else self.lr
         weight = self.base_prior * self.beta / 100
@@ -92,7 +88,7 @@ class DuoSettings:
         return replace(self, lr=lr, prior_weight=weight)
 
 
-def preference_loss(safe, unsafe, beta):
+def preference_loss(safe: torch.Tensor, unsafe: torch.Tensor, beta: float) -> torch.Tensor:
     """Return -log sigmoid(-beta (safe - unsafe)), the mean over pairs; a scalar.
 
     It is log(1 + exp(beta (safe - unsafe))): log 2 for a model that equals the reference, near 0
@@ -109,83 +105,25 @@ def preference_loss(safe, unsafe, beta):
     return -logsigmoid(-beta * (safe - unsafe)).mean()
 
 
-def adapted(unet):
-    """Return the names of the layers that get a LoRA."""
-    return [
-        path
-        for path, module in unet.named_modules()
-        if isinstance(module, torch.nn.Linear) and _is_projection(path)
-    ]
-
-
-def _is_projection(path):
-    _, found, leaf = path.rpartition(".attn1.")
-    return bool(found) and leaf in PROJECTIONS
-
-
-def with_lora(unet, rank, seed):
-    """Return a copy of a U-Net with a LoRA on its self-attention, and the LoRA's parameters.
-
-    The copy shares the weights of the U-Net, which stays as it is. Down matrices are Gaussian of
-    spread 1 / rank, up matrices zero, so that the copy begins as the U-Net to the bit.
-
-    Args:
-        unet: The frozen model.
-        rank: R; alpha is the same, so the scale is 1.
-        seed: Where the Gaussian comes from.
-
-    Returns:
-        (copy, {key in the authors' file: float32 parameter, (R, I) or (O, R)}).
-
-    Sources:
-        Hu et al. 2021, section 4.1.
-    """
-    student, parameters = shared_copy(unet), {}
-    for path in adapted(student):
-        layer = student.get_submodule(path)
-        generator = generator_for(seed, "duo-lora", path)
-        down = torch.randn((rank, layer.in_features), generator=generator) / rank
-        up = torch.zeros(layer.out_features, rank)
-        down, up = (torch.nn.Parameter(x.to(layer.weight.device)) for x in (down, up))
-        layer.register_forward_hook(partial(_added, down, up))
-        parameters[f"unet.{path}.lora.down.weight"] = down
-        parameters[f"unet.{path}.lora.up.weight"] = up
-    return student, parameters
-
-
-def _added(down, up, layer, inputs, output):
-    # In float32 also beneath a float16 model, whose steps are larger than most of what is learned.
-    return output + linear(linear(inputs[0].float(), down), up).to(output.dtype)
-
-
 def duo(
-    parts,
-    pairs,
-    settings=None,
-    *,
-    seed=0,
-    state: Path | None = None,
-    on_step: Callable[[int, float], None] | None = None,
-    save_every: int = 10,
-    force: bool = False,
-):
+    parts: DiffusionParts,
+    pairs: Pairs,
+    settings: DuoSettings | None = None,
+    **training: Unpack[TrainingOptions],
+) -> dict[str, torch.Tensor]:
     """Return the trained LoRA {key in the authors' file: float32 tensor}; `parts` is not changed.
 
     Args:
         parts: The base model.
-        pairs: `Pairs`.
-        settings: `DuoSettings`.
-        seed: Where all randomness comes from.
-        state: File to resume from and to save to; the result is byte-equal either way.
-        on_step: Called with (iteration, loss).
-        save_every: Iterations between saves.
-        force: Begin anew where the state belongs to another run.
+        pairs: Pictures with the concept and the same pictures without it.
+        settings: By default those of the authors' code for nudity.
+        training: See `ine.unlearning.training.train`.
 
     Raises:
         IneError: The state belongs to another run, the U-Net has no self-attention, or the loss
             is not finite.
     """
-    settings = (settings or DuoSettings()).resolved()
+    settings, seed = (settings or DuoSettings()).resolved(), training.get("seed", 0)
     student, parameters = with_lora(parts.unet, settings.rank, seed)
     if not parameters:
         raise IneError("duo: this U-Net has no self-attention (attn1) to train")
@@ -193,41 +131,27 @@ def duo(
     with torch.no_grad():
         nothing = encode_nothing(parts)
 
-    def loss_of(iteration, part):
-        return _loss(
-            parts,
-            student,
-            nothing,
-            _batch(
-                pairs,
-                settings,
-                alpha_bar,
-                parts.prediction_type,
-                seed,
-                iteration * settings.accumulation + part,
-            ),
-            settings,
-        )
+    def loss_of(iteration: int, part: int) -> torch.Tensor:
+        number = iteration * settings.accumulation + part
+        batch = _batch(pairs, settings, alpha_bar, parts.prediction_type, seed, number)
+        return _loss(parts, student, nothing, batch, settings)
 
-    train(
+    return train(
         "duo",
         parameters,
         torch.optim.AdamW(parameters.values(), settings.lr, weight_decay=settings.weight_decay),
         loss_of,
         settings.iterations,
-        lr=settings.lr,
-        key=key_of(_digest(parts, pairs), asdict(settings), seed),
-        resumable=Resumable(path=state, every=save_every, force=force),
+        {"pairs": _digest(parts, pairs), "settings": asdict(settings)},
         accumulation=settings.accumulation,
         max_grad_norm=settings.max_grad_norm,
-        on_step=on_step,
+        **training,
     )
-    return {name: p.detach().clone() for name, p in parameters.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Batch:
-    """What the U-Net is asked in one forward pass: unsafe, safe, pure noise, B rows each."""
+    """Input of the U-Net in one forward pass: unsafe, safe, pure noise, B rows each."""
 
     inputs: torch.Tensor
     """(3 B, C, H, W)."""
@@ -239,8 +163,8 @@ class _Batch:
     """For the unsafe and the safe rows, (2 B, C, H, W)."""
 
 
-def chosen_pairs(count, batch, seed, number):
-    """Return which pairs the pass of a number sees; every pair once before any comes again."""
+def chosen_pairs(count: int, batch: int, seed: int, number: int) -> list[int]:
+    """Return the pairs of a forward pass; every pair comes once before any comes again."""
     at = range(number * batch, (number + 1) * batch)
     orders = {
         epoch: torch.randperm(count, generator=generator_for(seed, "duo-epoch", epoch)).tolist()
@@ -249,7 +173,14 @@ def chosen_pairs(count, batch, seed, number):
     return [orders[p // count][p % count] for p in at]
 
 
-def _batch(pairs, settings, alpha_bar, prediction_type, seed, number):
+def _batch(
+    pairs: Pairs,
+    settings: DuoSettings,
+    alpha_bar: torch.Tensor,
+    prediction_type: PredictionType,
+    seed: int,
+    number: int,
+) -> _Batch:
     count = settings.batch
     index = chosen_pairs(pairs.count, count, seed, number)
     generator = generator_for(seed, "duo", number)
@@ -266,7 +197,13 @@ def _batch(pairs, settings, alpha_bar, prediction_type, seed, number):
     )
 
 
-def _loss(parts, student, nothing, batch, settings):
+def _loss(
+    parts: DiffusionParts,
+    student: torch.nn.Module,
+    nothing: Condition,
+    batch: _Batch,
+    settings: DuoSettings,
+) -> torch.Tensor:
     inputs, times = batch.inputs.to(parts.device, parts.dtype), batch.times.to(parts.device)
     condition = nothing.repeat(len(inputs))
     seen, targets = len(batch.targets), batch.targets.to(parts.device)
@@ -279,12 +216,12 @@ def _loss(parts, student, nothing, batch, settings):
     return preference_loss(safe, unsafe, settings.beta) + settings.prior_weight * drift
 
 
-def _errors(output, targets):
+def _errors(output: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Return the mean squared error of every row, (B,)."""
     return (output - targets).pow(2).mean(dim=(1, 2, 3))
 
 
-def _digest(parts, pairs):
-    """Return what tells a base and pairs from others, to the last bit."""
+def _digest(parts: DiffusionParts, pairs: Pairs) -> str:
+    """Return a digest of every bit of the base and the pairs."""
     moments = torch.nn.ParameterList(x for p in (pairs.unsafe, pairs.safe) for x in (p.mean, p.std))
     return exact_digest([parts.unet, *parts.text_encoders, moments])

@@ -3,25 +3,41 @@
     target = eps*(x_t, n) - eta (eps*(x_t, c) - eps*(x_t, n))
     loss   = || eps_theta(x_t, c) - target ||^2
 
-Gandikota et al. 2023, eq. 7. c is the concept prompt and n the neutral one: the empty text in
-the paper; for an attribute the same prompt without it ("a dog on fire", "a dog"), so that the
-subject is not erased with it. x_t is reached by the student itself, from noise, with guidance.
+Gandikota et al. 2023, eq. 7. c is the concept prompt, n the neutral one and x_t a latent on the way
+from noise, with guidance. The authors published two scripts, both with the empty text as n:
+
+| setting | `esd_sd.py` (25613d2), the defaults here | `train-esd.py` (a2189e9), the paper's |
+|---|---|---|
+| `negative_guidance` | 1; its `--negative_guidance 2` counts from c's prediction | 1 |
+| `reached_by` | base | student |
+| `iterations`, `lr` | 200, 5e-5 | 1000, 1e-5 |
+| `guidance_scale`, `steps`, `batch` | 3, 50, 1 | 3, 50, 1 |
+
+`esd_sd.py` writes its target as eps*(c) - h (eps*(c) - eps*(n)), which is the formula above with
+eta = h - 1. Both leave the group to the user; papers take "x" for styles and "u" for nudity. What
+differs all the same: `esd_sd.py` samples with PNDM in bfloat16, at 1024 pixels by oversight;
+`train-esd.py` draws a timestep within the step that was reached, and its groups hold norms too.
+
+Of our own is `neutral: targets`: n is the same prompt without an attribute ("a dog on fire",
+"a dog"), so that the subject is not erased with it.
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Literal
+from typing import Literal, Unpack
 
 import torch
+from diffusers import SchedulerMixin
 
 from ine.errors import IneError
-from ine.models.fingerprint import exact_digest
+from ine.models.parts import DiffusionParts
 from ine.runtime import generator_for
 from ine.sampling import make_scheduler, run_unet
-from ine.text import Condition, encode, join_conditions
-from ine.unlearning.training import Resumable, key_of, train
+from ine.text.encode import Condition, encode, join_conditions
+from ine.unlearning.pairs import EraseTexts
+from ine.unlearning.training import TrainingOptions, train
+from ine.weights.fingerprint import exact_digest
 
 GROUPS = {
     "x": lambda name: ".attn2." in name,
@@ -34,23 +50,29 @@ GROUPS = {
 
 @dataclass(frozen=True, kw_only=True)
 class EsdSettings:
-    """How ESD trains; defaults for SD 1.x as the authors' code."""
+    """How ESD trains; defaults are those of the authors' `esd_sd.py`, for SD 1.4."""
 
     group: Literal["x", "x-strict", "u", "all"] = "x"
     iterations: int = 200
     lr: float = 5e-5
     batch: int = 1
-    negative_guidance: float = 2.0
-    """eta."""
+    negative_guidance: float = 1.0
+    """eta; `--negative_guidance` of `esd_sd.py` less 1."""
+
+    neutral: Literal["empty", "targets"] = "empty"
+    """What n is: the empty text, or the recipe's targets."""
+
+    reached_by: Literal["base", "student"] = "base"
+    """Which model goes from noise to x_t: the frozen one, or the one in training."""
 
     guidance_scale: float = 3.0
-    """Scale with which the student reaches x_t."""
+    """Scale with which x_t is reached."""
 
     steps: int = 50
     """Denoising steps of a whole trajectory."""
 
 
-def trained_names(unet, group):
+def trained_names(unet: torch.nn.Module, group: str) -> list[str]:
     """Return the names of the parameters of a group: weights and biases of Linear and Conv2d."""
     names = []
     for path, module in unet.named_modules():
@@ -61,45 +83,44 @@ def trained_names(unet, group):
     return names
 
 
-def reach(student, scheduler, x, stop, positive, empty, scale):
-    """Return x_t after `stop` denoising steps of the student, (B, C, H, W)."""
+def reach(
+    unet: torch.nn.Module,
+    scheduler: SchedulerMixin,
+    x: torch.Tensor,
+    stop: int,
+    positive: Condition,
+    empty: Condition,
+    scale: float,
+) -> torch.Tensor:
+    """Return x_t after `stop` denoising steps of a U-Net, (B, C, H, W)."""
     both = join_conditions([empty, positive])
     with torch.no_grad():
         for t in scheduler.timesteps[:stop]:
             pair = torch.cat([scheduler.scale_model_input(x, t)] * 2)
-            e_0, e_c = run_unet(student, pair, t, both).chunk(2)
+            e_0, e_c = run_unet(unet, pair, t, both).chunk(2)
             x = scheduler.step(e_0 + scale * (e_c - e_0), t, x, return_dict=False)[0]
     return x
 
 
 def esd(
-    parts,
-    texts,
-    settings=None,
-    *,
-    seed=0,
-    state: Path | None = None,
-    on_step: Callable[[int, float], None] | None = None,
-    save_every: int = 10,
-    force: bool = False,
-):
+    parts: DiffusionParts,
+    texts: EraseTexts,
+    settings: EsdSettings | None = None,
+    **training: Unpack[TrainingOptions],
+) -> dict[str, torch.Tensor]:
     """Return the trained tensors {name in the U-Net: tensor}; `parts` is not changed.
 
     Args:
         parts: The base model.
-        texts: `EraseTexts`.
-        settings: `EsdSettings`.
-        seed: Where all randomness comes from.
-        state: File to resume from and to save to; the result is byte-equal either way.
-        on_step: Called with (iteration, loss).
-        save_every: Iterations between saves.
-        force: Begin anew where the state belongs to another run.
+        texts: Prompts with the concept and without it.
+        settings: By default those of the authors' `esd_sd.py`.
+        training: See `ine.unlearning.training.train`.
 
     Raises:
         IneError: The state belongs to another run, the group holds no parameter, or the loss is
             not finite.
     """
-    settings = settings or EsdSettings()
+    settings, seed = settings or EsdSettings(), training.get("seed", 0)
     names = trained_names(parts.unet, settings.group)
     if not names:
         raise IneError(f"esd: group {settings.group!r} holds no parameter of this U-Net")
@@ -107,46 +128,42 @@ def esd(
     parameters = {name: student.get_parameter(name).requires_grad_(True) for name in names}
     conditions = _Conditions(parts, texts)
 
-    def loss_of(iteration, part):
+    def loss_of(iteration: int, part: int) -> torch.Tensor:
         generator = generator_for(seed, "esd", iteration)
         return _loss(parts, student, conditions, settings, generator)
 
-    train(
-        "esd",
-        parameters,
-        torch.optim.Adam(parameters.values(), lr=settings.lr),
-        loss_of,
-        settings.iterations,
-        lr=settings.lr,
-        key=key_of(
-            exact_digest([parts.unet, *parts.text_encoders]), asdict(texts), asdict(settings), seed
-        ),
-        resumable=Resumable(path=state, every=save_every, force=force),
-        on_step=on_step,
-    )
-    return {name: p.detach().clone() for name, p in parameters.items()}
+    digest = exact_digest([parts.unet, *parts.text_encoders])
+    about = {"model": digest, "texts": asdict(texts), "settings": asdict(settings)}
+    optimiser = torch.optim.Adam(parameters.values(), lr=settings.lr)
+    return train("esd", parameters, optimiser, loss_of, settings.iterations, about, **training)
 
 
 class _Conditions:
     """Text states of the erase prompts, encoded once."""
 
-    def __init__(self, parts, texts):
+    def __init__(self, parts: DiffusionParts, texts: EraseTexts) -> None:
         with torch.no_grad():
             self.empty = encode(parts, [""])
             self.concepts = self._all(parts, texts.concepts)
             self.targets = self._all(parts, texts.targets)
 
     @staticmethod
-    def _all(parts, prompts):
+    def _all(parts: DiffusionParts, prompts: Sequence[str]) -> Condition:
         rows = [encode(parts, list(prompts[i : i + 64])) for i in range(0, len(prompts), 64)]
         return join_conditions(rows)
 
-    def pick(self, index, count) -> tuple[Condition, Condition, Condition]:
+    def pick(self, index: list[int], count: int) -> tuple[Condition, Condition, Condition]:
         """Return the rows of (concept, neutral, empty) for one batch."""
         return self.concepts.rows(index), self.targets.rows(index), self.empty.repeat(count)
 
 
-def _loss(parts, student, conditions, settings, generator):
+def _loss(
+    parts: DiffusionParts,
+    student: torch.nn.Module,
+    conditions: _Conditions,
+    settings: EsdSettings,
+    generator: torch.Generator,
+) -> torch.Tensor:
     count = settings.batch
     index = torch.randint(len(conditions.concepts), (count,), generator=generator)
     concept, neutral, empty = conditions.pick(index.tolist(), count)
@@ -154,7 +171,9 @@ def _loss(parts, student, conditions, settings, generator):
     stop = int(torch.randint(settings.steps, (1,), generator=generator))
     x = torch.randn((count, *parts.latent_shape), generator=generator)
     x = x.to(parts.device, parts.dtype)
-    x_t = reach(student, scheduler, x, stop, concept, empty, settings.guidance_scale)
+    guide = parts.unet if settings.reached_by == "base" else student
+    x_t = reach(guide, scheduler, x, stop, concept, empty, settings.guidance_scale)
+    neutral = empty if settings.neutral == "empty" else neutral
     t = scheduler.timesteps[stop]
     with torch.no_grad():
         pair = torch.cat([x_t, x_t])

@@ -1,9 +1,9 @@
-"""What an eraser is told: prompts with the concept, the same without it, prompts to preserve."""
+"""Prompts for erasers: with the concept, the same without it, and those to preserve."""
 
 from dataclasses import dataclass
 
 from ine.errors import RecipeError
-from ine.recipe import pairs
+from ine.recipe import ConceptRecipe, Erase, pairs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -12,20 +12,29 @@ class EraseTexts:
 
     concepts: tuple[str, ...]
     targets: tuple[str, ...]
-    """`targets[i]` is what `concepts[i]` is to become."""
+    """`targets[i]` is what `concepts[i]` becomes."""
 
     preserve: tuple[str, ...]
 
 
-def erase_texts(recipe):
-    """Return the prompts that a recipe's eraser works with.
+def erase_section(recipe: ConceptRecipe) -> Erase:
+    """Return a recipe's erase section.
 
     Raises:
-        RecipeError: The recipe says nothing about erasing.
+        RecipeError: It has none.
     """
-    spec = recipe.erase
-    if spec is None:
+    if recipe.erase is None:
         raise RecipeError(f"recipe {recipe.name}: has no erase section; `ine unlearn` needs one")
+    return recipe.erase
+
+
+def erase_texts(recipe: ConceptRecipe) -> EraseTexts:
+    """Return the prompts that an eraser needs from a recipe.
+
+    Raises:
+        RecipeError: The recipe has no erase section.
+    """
+    spec = erase_section(recipe)
     both = [
         (recipe.fill(concept, noun), recipe.fill(target, noun))
         for concept, target in zip(spec.concepts, spec.targets, strict=True)
@@ -37,3 +46,16 @@ def erase_texts(recipe):
         targets=tuple(t for _, t in both),
         preserve=tuple(dict.fromkeys(preserve)),
     )
+
+
+def pair_prompts(recipe: ConceptRecipe) -> list[tuple[str, str]]:
+    """Return [(prompt with the concept, prompt without it)] to generate pictures from.
+
+    If any templates have a place for a noun, only these are used: in a recipe with people the
+    nouns say that they are adults.
+    """
+    spec = erase_section(recipe)
+    both = list(zip(spec.concepts, spec.targets, strict=True))
+    named = [(concept, target) for concept, target in both if "{}" in concept] or both
+    filled = [(recipe.fill(c, n), recipe.fill(t, n)) for c, t in named for n in spec.nouns]
+    return list(dict.fromkeys(filled))

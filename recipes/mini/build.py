@@ -1,18 +1,70 @@
 """Rebuild the bundled model from the npm icon packages.
 
-    python build.py --work DIR                                    # every stage, in order
-    torchrun --nproc_per_node 2 build.py --work DIR --stage vae   # one stage, several processes
+    python build.py --work DIR                # every stage, in order
+    python build.py --work DIR --stage vae    # one stage
+    python build.py --work DIR --dry-run      # every stage for 20 steps, to see that all is there
 
 DIR/npm must hold the archives that `npm pack` fetches (see README.md). Every stage can be
 killed; it goes on at its last saved state. Stages that are finished are not run again.
 """
 
 import argparse
+import importlib
+from dataclasses import dataclass
 from pathlib import Path
 
 from world import World, archive_name, load_icons, render_icons, save_icons
 
 HERE = Path(__file__).parent
+DRY_STEPS = 20
+DRY_SCENES = 640
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the build: a function of a module that is imported when it is needed."""
+
+    module: str
+    function: str
+    output: str | None
+    """Folder in DIR that says the stage is finished; without one it decides for itself."""
+
+    trains: bool = False
+    """Takes `steps`."""
+
+    draws: bool = False
+    """Takes `scenes`."""
+
+    def run(self, world, work, dry=False):
+        """Run the stage; a dry run makes a little of everything."""
+        options = {}
+        if dry and self.trains:
+            options["steps"] = DRY_STEPS
+        if dry and self.draws:
+            options["scenes"] = DRY_SCENES
+        getattr(importlib.import_module(self.module), self.function)(world, work, **options)
+
+
+STAGES = {
+    "tokenizer": Stage("tokens", "run", "tokenizer"),
+    "vae": Stage("train_vae", "run", "vae", trains=True),
+    "latents": Stage("train_diffusion", "write_latents", None, draws=True),
+    "reconstructions": Stage("train_judges", "write_reconstructions", None, draws=True),
+    "judge": Stage("train_judges", "run_clip", "judge", trains=True),
+    "judge2": Stage("train_judges", "run_resnet", "judge2", trains=True),
+    "strict": Stage("train_judges", "run_strict", "strict", trains=True),
+    "decoder": Stage("train_vae", "run_decoder", "vae_tuned", trains=True),
+    "diffusion": Stage("train_diffusion", "run", "unet", trains=True),
+    "again": Stage("train_diffusion", "run_again", "unet_tuned", trains=True),
+    "export": Stage("export", "run", None),
+    "previews": Stage("eyes_pictures", "run", None, draws=True),
+    "eyes": Stage("train_eyes", "run", "eyes", trains=True),
+    "measure": Stage("measure", "run", None),
+    "measure_eyes": Stage("measure_eyes", "run", None),
+    "embeddings": Stage("embeddings", "run", None),
+}
+AFTER_A_REAL_BUILD = ("measure", "measure_eyes", "embeddings")
+"""Stages that a dry run leaves out: the last would overwrite the checkout's embeddings."""
 
 
 def load_world(work):
@@ -21,114 +73,30 @@ def load_world(work):
     icons = work / "icons.npz"
     if not icons.exists():
         archives = {
-            style: work / "npm" / archive_name(entry["package"])
-            for style, entry in world.sets.items()
+            style: work / "npm" / archive_name(world.sets[style]["package"])
+            for style in world.designers
         }
         save_icons(render_icons(world, archives), icons)
     world.icons = load_icons(icons)
     return world
 
 
-def tokenizer(world, work):
-    """Write DIR/tokenizer."""
-    import tokens
-
-    tokens.build(world, work / "tokenizer")
-
-
-def vae(world, work):
-    """Train DIR/vae."""
-    import train_vae
-
-    train_vae.run(world, work)
-
-
-def latents(world, work):
-    """Encode scenes for the U-Net, decode disturbed ones for the judges."""
-    import train_diffusion
-    import train_judges
-
-    train_diffusion.write_latents(world, work)
-    train_judges.write_reconstructions(world, work)
-
-
-def judge(world, work):
-    """Train DIR/judge, the one that filters and tunes."""
-    import train_judges
-
-    train_judges.run_clip(world, work)
-
-
-def judge2(world, work):
-    """Train DIR/judge2, the one that reports."""
-    import train_judges
-
-    train_judges.run_resnet(world, work)
-
-
-def decoder(world, work):
-    """Train the decoder of DIR/vae on, encoder frozen: DIR/vae_tuned."""
-    import train_vae
-
-    train_vae.run_decoder(world, work)
-
-
-def diffusion(world, work):
-    """Train DIR/text_encoder and DIR/unet."""
-    import train_diffusion
-
-    train_diffusion.run(world, work)
-
-
-def export(world, work):
-    """Write DIR/mini, what the package ships: float16, loadable as a pipeline."""
-    import export
-
-    export.run(work, work / "mini")
-
-
-def measure(world, work):
-    """Write the model card's figures, DIR/mini/figures.json; needs `ine` installed."""
-    import measure
-
-    measure.run(world, work, work / "mini")
-
-
-def embeddings(world, work):
-    """Write the shipped embeddings into this checkout; needs `ine` with the exported model."""
-    import embeddings
-
-    embeddings.run(work, HERE.parents[1] / "embeddings")
-
-
-STAGES = {
-    "tokenizer": (tokenizer, "tokenizer"),
-    "vae": (vae, "vae"),
-    "latents": (latents, None),
-    "judge": (judge, "judge"),
-    "judge2": (judge2, "judge2"),
-    "decoder": (decoder, "vae_tuned"),
-    "diffusion": (diffusion, "unet"),
-    "export": (export, None),
-    "measure": (measure, None),
-    "embeddings": (embeddings, None),
-}
-"""Stage -> (function, folder that says it is finished)."""
-
-
 def main():
-    """Run the chosen stage, or all that are not finished."""
+    """Run the chosen stages, or all that are not finished."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--stage", choices=STAGES, action="append")
+    parser.add_argument("--dry-run", action="store_true")
     args = parser.parse_args()
     world = load_world(args.work)
-    for name, (run, folder) in STAGES.items():
+    for name, stage in STAGES.items():
         if args.stage and name not in args.stage:
             continue
-        if not args.stage and folder and (args.work / folder).exists():
+        if not args.stage and stage.output and (args.work / stage.output).exists():
             continue
-        run(world, args.work)
+        if args.dry_run and name in AFTER_A_REAL_BUILD:
+            continue
+        stage.run(world, args.work, args.dry_run)
 
 
 if __name__ == "__main__":

@@ -2,14 +2,16 @@
 
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
-from ine.embedding import read_embedding
-from ine.inversion.run import RunOptions, run_inversion
-from ine.judging.detectors import mini_judge
-from ine.models.checkpoints import lay_weights
+from ine.detectors.mini import mini_judge
+from ine.embeddings.embedding import read_embedding
+from ine.inversion.run import run_inversion
+from ine.inversion.sources import RunOptions
 from ine.models.loading import load_parts
 from ine.recipe import load_recipe
 from ine.unlearning.run import unlearn_concept
+from ine.weights.apply import apply_weights
 
 SHIPPED = (("fire", "uce"), ("fire", "esd"), ("weapon", "uce"), ("weapon", "esd"))
 
@@ -32,8 +34,9 @@ holds for every inverted embedding, so keep those of real harms private.
 """  # noqa: E501 - a table row cannot be broken
 
 
-def run(work, target):
-    """Write `target`/mini-CONCEPT-METHOD/CONCEPT-neg.safetensors and README.md for each."""
+def run(world, work):
+    """Write `embeddings`/mini-CONCEPT-METHOD of this checkout: the vectors and a README.md each."""
+    target = Path(__file__).parents[2] / "embeddings"
     base = replace(load_parts(work / "mini"), name="mini")
     judge = mini_judge(work / "mini" / "judge")
     rows = []
@@ -44,7 +47,7 @@ def run(work, target):
         if not weights.exists():
             settings = dict(getattr(recipe.erase, method))
             unlearn_concept(base, recipe, method, settings, weights)
-        unlearned, _ = lay_weights(base, weights)
+        unlearned, _ = apply_weights(base, weights)
         made = work / "embeddings" / f"{concept}-{method}" / f"{concept}-neg.safetensors"
         if not made.exists():
             options = RunOptions(out=made, trigger=f"{concept}-neg")

@@ -39,11 +39,16 @@ MODULES = {
 }
 
 
-def run(work, target):
-    """Write `target` from the trained parts in `work`."""
+TUNED = ("vae", "unet", "text_encoder")
+"""Parts that were trained a second time."""
+
+
+def run(world, work):
+    """Write `work`/mini from the trained parts in `work`."""
+    target = work / "mini"
     target.mkdir(parents=True, exist_ok=True)
     for name, kind in MODULES.items():
-        source = work / "vae_tuned" if name == "vae" else work / name
+        source = work / (f"{name}_tuned" if name in TUNED else name)
         module = kind.from_pretrained(source).to(torch.float16)
         module.save_pretrained(target / name)
         if name == "text_encoder":

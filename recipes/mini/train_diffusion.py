@@ -1,18 +1,24 @@
-"""Stages `latents` and `diffusion`: the U-Net and the text encoder, trained together."""
+"""Stages `latents`, `diffusion` and `again`: the U-Net and text encoder, trained together."""
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 import loop
+from compose import Icons, captions_of, pool_of, sample_scenes
 from tokens import CONTEXT_LENGTH
-from world import caption, draw, read_pieces, sample_scene, write_piece
+from world import read_pieces, write_piece
 
-SCENES = 60_000
-BATCH = 48
-STEPS = 5000
+SCENES = 64_000
+PARTS = 16
+CAPTIONS = 4
+BATCH = 96
+STEPS = 6000
+AGAIN_BATCH = 48
+AGAIN_STEPS = 1700
 WIDTH = 128
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 SHEET = [
@@ -32,24 +38,42 @@ SHEET = [
 
 
 def write_latents(world, folder, scenes=SCENES):
-    """Encode scenes once; each process writes its share of `latents.npy` and `scenes.json`."""
-    rank, world_size, device = loop.start_processes()
+    """Encode scenes once, in parts; parts that are there are kept.
+
+    A part holds latents (n, 16, 8, 8) float16 of unit size, and the token ids of several captions
+    of each scene, (n, C, 32) int16.
+    """
+    device = loop.device_of_training()
     vae = AutoencoderKL.from_pretrained(folder / "vae").to(device).eval()
-    for part in range(rank, 20, world_size):
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    icons = Icons.of(world, device)
+    for part in range(PARTS):
         target = folder / "latents" / f"{part:02d}.npz"
         if target.exists():
             continue
         target.parent.mkdir(exist_ok=True)
         rng = np.random.default_rng([2, part])
-        drawn = [sample_scene(world, rng) for _ in range(scenes // 20)]
+        drawn = sample_scenes(world, rng, scenes // PARTS)
+        pool = pool_of(world, drawn, rng, icons, device)
         codes = []
-        for start in range(0, len(drawn), 64):
-            x = np.stack([draw(world, s, rng) for s in drawn[start : start + 64]])
-            x = torch.from_numpy(x).permute(0, 3, 1, 2).float().to(device) / 127.5 - 1
-            with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
-                mean = vae.encode(x).latent_dist.mean
+        for rows in torch.arange(len(drawn), device=device).split(100):
+            with torch.no_grad(), loop.precision_on(device):
+                mean = vae.encode(pool.compose(rows)).latent_dist.mean
             codes.append((mean.float() * vae.config.scaling_factor).cpu().half().numpy())
-        write_piece(target, drawn, latents=np.concatenate(codes))
+        words = [c for row in captions_of(world, drawn, rng, CAPTIONS) for c in row]
+        ids = tokenize(tokenizer, words).view(len(drawn), CAPTIONS, -1).short().numpy()
+        write_piece(target, drawn, latents=np.concatenate(codes), captions=ids)
+
+
+def tokenize(tokenizer, prompts):
+    """Return token ids, padded to the context, (n, 32)."""
+    return tokenizer(
+        list(prompts),
+        padding="max_length",
+        truncation=True,
+        max_length=CONTEXT_LENGTH,
+        return_tensors="pt",
+    ).input_ids
 
 
 def build(tokenizer):
@@ -86,14 +110,7 @@ def build(tokenizer):
 
 def encode(tokenizer, text, prompts, device):
     """Return the states of prompts, (n, 32, 128)."""
-    ids = tokenizer(
-        prompts,
-        padding="max_length",
-        truncation=True,
-        max_length=CONTEXT_LENGTH,
-        return_tensors="pt",
-    ).input_ids
-    return text(ids.to(device)).last_hidden_state
+    return text(tokenize(tokenizer, prompts).to(device)).last_hidden_state
 
 
 @torch.no_grad()
@@ -113,33 +130,61 @@ def sample(tokenizer, text, unet, prompts, device, seed=0, steps=20, scale=5.0):
 def run(world, folder, steps=STEPS):
     """Train, then write `folder/text_encoder` and `folder/unet`."""
     torch.manual_seed(0)
-    _, _, device = loop.start_processes()
+    text, unet = build(CLIPTokenizer.from_pretrained(folder / "tokenizer"))
+    _train("diffusion", text, unet, folder, steps, BATCH, lr=1e-3, hold=0.6)
+    text.save_pretrained(folder / "text_encoder")
+    unet.save_pretrained(folder / "unet")
+
+
+def run_again(world, folder, steps=AGAIN_STEPS):
+    """Train what `run` wrote again, in small batches; write `text_encoder_tuned`, `unet_tuned`.
+
+    After the first training some words still brought another object, "a car" a cat: more steps of
+    fewer pictures separate them.
+    """
+    text = CLIPTextModel.from_pretrained(folder / "text_encoder")
+    unet = UNet2DConditionModel.from_pretrained(folder / "unet")
+    _train("again", text.float(), unet.float(), folder, steps, AGAIN_BATCH, lr=6e-4, hold=0.2)
+    text.save_pretrained(folder / "text_encoder_tuned")
+    unet.save_pretrained(folder / "unet_tuned")
+
+
+def _train(name, text, unet, folder, steps, batch, lr, hold):
+    """Train a text encoder and a U-Net in place, on the latents of `folder`."""
+    device = loop.device_of_training()
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
     vae = AutoencoderKL.from_pretrained(folder / "vae").to(device)
-    codes, scenes = read_pieces(folder / "latents", "latents")
-    text, unet = build(tokenizer)
-    text.to(device), unet.to(device)
+    codes, ids = (
+        torch.from_numpy(read_pieces(folder / "latents", name)[0]).to(device)
+        for name in ("latents", "captions")
+    )
+    empty = tokenize(tokenizer, [""])[0].to(device)
+    text.to(device).train(), unet.to(device).train()
+    # Attention as plain matrix products where the CPU trains, see `loop.attention_on`.
+    unet.set_attn_processor(AttnProcessor() if device.type == "cpu" else AttnProcessor2_0())
     abar = DDIMScheduler(**BETAS).alphas_cumprod.to(device)
 
-    def loss_of(step, seed):
-        rng = np.random.default_rng([3, seed])
-        picked = rng.integers(len(scenes), size=BATCH)
-        words = [caption(world, scenes[i], rng) if rng.random() > 0.1 else "" for i in picked]
-        generator = torch.Generator().manual_seed(seed)
-        x0 = torch.from_numpy(codes[picked]).float()
-        eps = torch.randn(x0.shape, generator=generator)
-        t = torch.randint(0, 1000, (BATCH,), generator=generator)
-        x0, eps, t = x0.to(device), eps.to(device), t.to(device)
+    def loss_of(seed):
+        generator = torch.Generator(device).manual_seed(seed)
+
+        def random(high):
+            return torch.randint(high, (batch,), generator=generator, device=device)
+
+        picked, t = random(len(codes)), random(1000)
+        words = ids[picked, random(CAPTIONS)].long()
+        words[random(10) == 0] = empty
+        x0 = codes[picked].float()
+        eps = torch.randn(x0.shape, generator=generator, device=device)
         a = abar[t].view(-1, 1, 1, 1)
-        with torch.autocast(device.type, torch.bfloat16):
-            states = encode(tokenizer, text, words, device)
+        with loop.precision_on(device):
+            states = text(words).last_hidden_state
             out = unet(a.sqrt() * x0 + (1 - a).sqrt() * eps, t, states).sample
         error = (out.float() - eps).pow(2).mean(dim=(1, 2, 3))
         # Hang et al. 2023, min-SNR with gamma 5: at low noise the loss is large whatever the
         # model knows, and would leave little gradient for what is in the picture.
         snr = a.flatten() / (1 - a.flatten())
         weight = snr.clamp(max=5) / snr
-        return (weight * error).mean(), {"plain": error.mean().item()}
+        return (weight * error).mean()
 
     @torch.no_grad()
     def on_sample(step):
@@ -147,22 +192,20 @@ def run(world, folder, steps=STEPS):
         y = vae.decode(z / vae.config.scaling_factor).sample.clamp(-1, 1).cpu()
         sheet = y.view(-1, 8, 3, 64, 64).permute(0, 3, 1, 4, 2).reshape(-1, 512, 3)
         image = Image.fromarray(((sheet + 1) * 127.5).byte().numpy())
-        image.save(folder / "diffusion.png")
+        image.save(folder / f"{name}.png")
 
-    loop.train(
-        "diffusion",
-        {"text": text, "unet": unet},
-        loss_of,
-        folder,
-        steps=steps,
-        lr=1e-3,
-        warmup=300,
-        hold=0.6,
-        ema=0.999,
-        every=500,
-        on_sample=on_sample,
-    )
-    if loop.start_processes()[0] == 0:
-        on_sample(steps)
-        text.save_pretrained(folder / "text_encoder")
-        unet.save_pretrained(folder / "unet")
+    with loop.attention_on(device):
+        loop.train(
+            name,
+            {"text": text, "unet": unet},
+            loss_of,
+            folder,
+            steps=steps,
+            lr=lr,
+            warmup=300,
+            hold=hold,
+            ema=0.999,
+            every=500,
+            on_sample=on_sample,
+        )
+    on_sample(steps)

@@ -8,12 +8,13 @@ from diffusers import AutoencoderKL
 from PIL import Image
 
 import loop
-from world import draw, sample_scene
+from compose import Icons, pool_of, sample_scenes
 
-CHANNELS = (24, 48, 96, 128)
-BATCH = 8
-STEPS = 4200
-DECODER_STEPS = 900
+CHANNELS = (16, 32, 128, 192)
+POOL = 40_000
+BATCH = 16
+STEPS = 6500
+DECODER_STEPS = 1400
 
 
 def build():
@@ -42,10 +43,16 @@ def build():
     return vae
 
 
-def pixels(world, rng, count):
-    """Return scenes as a tensor in [-1, 1], (count, 3, 64, 64)."""
-    batch = np.stack([draw(world, sample_scene(world, rng), rng) for _ in range(count)])
-    return torch.from_numpy(batch).permute(0, 3, 1, 2).float() / 127.5 - 1
+def pool(world, seed, count, device="cpu"):
+    """Return scenes ready to be composed; other seeds give other scenes."""
+    rng = np.random.default_rng(seed)
+    return pool_of(world, sample_scenes(world, rng, count), rng, Icons.of(world, device), device)
+
+
+def rows_of(pool, generator, count):
+    """Return the rows of a random batch."""
+    rows = torch.randint(len(pool.colours), (count,), generator=generator)
+    return rows.to(pool.colours.device)
 
 
 def psnr(a, b):
@@ -56,7 +63,7 @@ def psnr(a, b):
 
 def loss_of_pictures(vae, x, generator):
     """L1 + half the L1 of neighbour differences + half the MSE + a little KL."""
-    with torch.autocast(x.device.type, torch.bfloat16):
+    with loop.precision_on(x.device):
         posterior = vae.encode(x).latent_dist
         y = vae.decode(posterior.sample(generator)).sample
     y = y.float()
@@ -75,14 +82,16 @@ def picture_loss(x, y):
 def run(world, folder, steps=STEPS):
     """Train, then write `folder/vae` (float32) with the scale of its latents in the config."""
     torch.manual_seed(0)
-    _, _, device = loop.start_processes()
-    vae = build().to(device)
-    held_out = pixels(world, np.random.default_rng(10**9), 128)
+    device = loop.device_of_training()
+    vae = build().to(device, memory_format=torch.channels_last)
+    scenes = pool(world, 1, POOL, device)
+    held_out = pool(world, 10**9, 128).compose(torch.arange(128))
 
-    def loss_of(step, seed):
-        rng = np.random.default_rng([1, seed])
-        x = pixels(world, rng, BATCH).to(device)
-        return loss_of_pictures(vae, x, torch.Generator(device).manual_seed(seed)), {}
+    def loss_of(seed):
+        generator = torch.Generator().manual_seed(seed)
+        x = scenes.compose(rows_of(scenes, generator, BATCH))
+        x = x.contiguous(memory_format=torch.channels_last)
+        return loss_of_pictures(vae, x, torch.Generator(device).manual_seed(seed))
 
     @torch.no_grad()
     def on_sample(step):
@@ -110,12 +119,12 @@ def run(world, folder, steps=STEPS):
         on_sample=on_sample,
     )
     with torch.no_grad():
-        sample = pixels(world, np.random.default_rng(7), 512).to(device)
-        z = torch.cat([vae.encode(x).latent_dist.mean for x in sample.split(64)])
+        sample = pool(world, 7, 512, device)
+        parts = torch.arange(512, device=device).split(64)
+        z = torch.cat([vae.encode(sample.compose(rows)).latent_dist.mean for rows in parts])
     vae.register_to_config(scaling_factor=round(1 / z.std().item(), 5))
-    if loop.start_processes()[0] == 0:
-        on_sample(steps)
-        vae.save_pretrained(folder / "vae")
+    on_sample(steps)
+    vae.save_pretrained(folder / "vae")
 
 
 def run_decoder(world, folder, steps=DECODER_STEPS):
@@ -124,23 +133,24 @@ def run_decoder(world, folder, steps=DECODER_STEPS):
     Latents stay what they are, so this can run while or after the U-Net is trained on them.
     """
     torch.manual_seed(1)
-    _, _, device = loop.start_processes()
+    device = loop.device_of_training()
     vae = AutoencoderKL.from_pretrained(folder / "vae").to(device)
     vae.requires_grad_(False)
     decoder = torch.nn.ModuleList([vae.post_quant_conv, vae.decoder]).requires_grad_(True)
-    held_out = pixels(world, np.random.default_rng(10**9), 128).to(device)
+    scenes = pool(world, 9, POOL, device)
+    held_out = pool(world, 10**9, 128, device).compose(torch.arange(128, device=device))
 
-    def loss_of(step, seed):
-        rng = np.random.default_rng([9, seed])
-        x = pixels(world, rng, 2 * BATCH).to(device)
-        with torch.autocast(x.device.type, torch.bfloat16):
+    def loss_of(seed):
+        generator = torch.Generator().manual_seed(seed)
+        x = scenes.compose(rows_of(scenes, generator, BATCH))
+        with loop.precision_on(x.device):
             with torch.no_grad():
                 z = vae.encode(x).latent_dist.mean
             # What the U-Net hands over is never exact; half the pictures are disturbed a little.
-            noise = torch.randn(z[::2].shape, generator=torch.Generator().manual_seed(seed))
+            noise = torch.randn(z[::2].shape, generator=generator)
             z[::2] += 0.05 * noise.to(z)
             y = vae.decode(z).sample.float()
-        return picture_loss(x, y), {}
+        return picture_loss(x, y)
 
     @torch.no_grad()
     def on_sample(step):
@@ -161,6 +171,5 @@ def run_decoder(world, folder, steps=DECODER_STEPS):
         every=400,
         on_sample=on_sample,
     )
-    if loop.start_processes()[0] == 0:
-        on_sample(steps)
-        vae.save_pretrained(folder / "vae_tuned")
+    on_sample(steps)
+    vae.save_pretrained(folder / "vae_tuned")

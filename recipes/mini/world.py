@@ -1,8 +1,9 @@
 """The world of the bundled model: pictogram scenes and the captions that describe them.
 
-A scene is a value (which objects, which designer, which colour ...); `draw` turns it into
-pixels and `caption` into words. Both are functions of the scene and of a generator, so the
-same scene can be captioned anew in every epoch while its latents are computed once.
+A scene is a value (which objects, which designer, which colour ...); `place` turns it into the
+icons of a picture and their positions, `compose.py` into pixels, and `caption` into words. `place`
+and `caption` depend on the scene and on a generator, so that one scene has several pictures and
+captions.
 
 Icons come from the npm icon packages named in `world.yaml`, rendered with resvg-py.
 """
@@ -18,10 +19,13 @@ import yaml
 from PIL import Image
 
 SIZE = 64
-MAIN_SIZES = (42, 44, 46)
-PAIR_SIZES = (29, 30, 31)
-OVERLAY_SIZES = (23, 24, 25)
-CONTEXT_SIZES = (23, 24, 25)
+# All but flames stands on the latents' grid of 8 pixels, and objects in the middle: the same thing
+# at shifts of a pixel is what a small autoencoder learns last, and nobody sees the difference.
+MAIN_SIZE = 48
+PAIR_SIZE = 32
+FLAME_SIZE = 24
+OVERLAY_SIZE = 24
+CONTEXT_SIZE = 24
 PLURALS = {"swords", "crossed swords", "grapes", "scissors", "glasses"}
 
 
@@ -69,6 +73,7 @@ class World:
     def __init__(self, path, icons=None):
         data = yaml.safe_load(Path(path).read_text())
         self.sets = data["sets"]
+        self.designers = data["drawn_by"]
         self.colours = data["colours"]
         self.attributes = {a["name"]: a for a in data["attributes"]}
         self.contexts = {c["phrase"]: c for c in data["contexts"]}
@@ -106,20 +111,21 @@ def noun_phrase(noun, before=""):
 # ----------------------------------------------------------------------------- icons
 
 
-def needed_icons(world):
-    """Return {(set, icon): sizes} that scenes can ask for."""
+def needed_icons(world, designers=None):
+    """Return {(set, icon): sizes} that scenes of these designers can ask for."""
     need = {}
 
     def add(entry, sizes):
         for style, icon in entry.get("icons", entry.get("icon", {})).items():
-            need.setdefault((style, icon), set()).update(sizes)
+            if style in (designers or world.designers):
+                need.setdefault((style, icon), set()).update(sizes)
 
     for entry in world.objects.values():
-        add(entry, MAIN_SIZES + PAIR_SIZES)
-    for entry in world.attributes.values():
-        add(entry, OVERLAY_SIZES)
+        add(entry, (MAIN_SIZE, PAIR_SIZE))
+    for name, entry in world.attributes.items():
+        add(entry, (FLAME_SIZE if name == "fire" else OVERLAY_SIZE,))
     for entry in world.contexts.values():
-        add(entry, CONTEXT_SIZES)
+        add(entry, (CONTEXT_SIZE,))
     return need
 
 
@@ -159,11 +165,11 @@ def render_icon(package, icon, size):
 
 
 def render_icons(world, archives):
-    """Render all icons of the world from `{set: path of the npm archive}`."""
+    """Render the icons of designers from `{set: path of the npm archive}`."""
     packages = {style: read_package(path) for style, path in archives.items()}
     return {
         (style, icon, size): render_icon(packages[style], icon, size)
-        for (style, icon), sizes in sorted(needed_icons(world).items())
+        for (style, icon), sizes in sorted(needed_icons(world, list(archives)).items())
         for size in sorted(sizes)
     }
 
@@ -186,10 +192,11 @@ def load_icons(path):
 # ----------------------------------------------------------------------------- scenes
 
 
-def sample_scene(world, rng):
-    """Draw one scene with the probabilities of the world."""
+def sample_scene(world, rng, designers=None):
+    """Draw one scene with the probabilities of the world, by its designers or by others."""
     name = world.names[rng.integers(len(world.names))]
-    styles = list(world.objects[name]["icons"])
+    icons = world.objects[name]["icons"]
+    styles = [s for s in designers or world.designers if s in icons]
     style = styles[rng.integers(len(styles))]
     colour = list(world.colours)[rng.integers(len(world.colours))]
     if rng.random() < 0.08:
@@ -207,56 +214,69 @@ def sample_scene(world, rng):
     return Scene((name,), style, colour, attribute)
 
 
-def _paste(canvas, icon, left, top):
-    size = icon.shape[0]
-    x0, y0 = max(0, left), max(0, top)
-    x1, y1 = min(SIZE, left + size), min(SIZE, top + size)
-    part = icon[y0 - top : y1 - top, x0 - left : x1 - left].astype(np.float32)
-    alpha = part[..., 3:] / 255.0
-    window = canvas[y0:y1, x0:x1]
-    window += (part[..., :3] - window) * alpha
-
-
 def _pick(rng, options):
     return options[rng.integers(len(options))]
 
 
-def _icon(world, table, style, size, rng):
-    """Return the icon of the scene's designer, or of another one where that one drew none."""
-    chosen = style if style in table else _pick(rng, list(table))
-    return world.icons[chosen, table[chosen], size]
+def _icon(world, table, style, size):
+    """Return the key of the designer's icon, or of the first designer's who drew one."""
+    chosen = style if style in table else next(s for s in world.designers if s in table)
+    return chosen, table[chosen], size
 
 
-def draw(world, scene, rng):
-    """Return the picture of a scene, (64, 64, 3) uint8."""
+def _extent(icon):
+    """Return (first, last + 1) of the columns that an icon fills, and the row below it."""
+    columns = np.flatnonzero(icon[..., 3].max(0) > 64)
+    rows = np.flatnonzero(icon[..., 3].max(1) > 64)
+    return columns[0], columns[-1] + 1, rows[-1] + 1
+
+
+def place(world, scene, rng):
+    """Return (background (3,) float, [(icon key, left, top)] from back to front) of a scene."""
     context = world.contexts.get(scene.context, {})
     base = context.get("background", world.colours[scene.colour])
-    shade = np.asarray(base, np.float32) + rng.uniform(-5, 5)
-    canvas = np.broadcast_to(shade, (SIZE, SIZE, 3)).copy()
+    shade = np.asarray(base, np.float32) + rng.uniform(-3, 3)
     if len(scene.objects) == 2:
-        for name, centre in zip(scene.objects, (17, 47), strict=True):
-            size = _pick(rng, PAIR_SIZES)
-            icon = _icon(world, world.objects[name]["icons"], scene.style, size, rng)
-            at = rng.integers(-1, 2, 2)
-            _paste(canvas, icon, centre - size // 2 + at[0], 32 - size // 2 + at[1])
-    else:
-        size = _pick(rng, MAIN_SIZES)
-        at = rng.integers(-2, 3, 2)
-        left, top = 32 - size // 2 + at[0], 32 - size // 2 + at[1]
-        if "icon" in context:
-            top += 5
-            small = _pick(rng, CONTEXT_SIZES)
-            icon = _icon(world, context["icon"], scene.style, small, rng)
-            _paste(canvas, icon, 1 if rng.random() < 0.5 else SIZE - small - 1, 1)
-        main = _icon(world, world.objects[scene.objects[0]]["icons"], scene.style, size, rng)
-        _paste(canvas, main, left, top)
-        if scene.attribute:
-            table = world.attributes[scene.attribute]["icons"]
-            small = _pick(rng, OVERLAY_SIZES)
-            over = _icon(world, table, scene.style, small, rng)
-            x = left - 5 if rng.random() < 0.5 else left + size - small + 5
-            _paste(canvas, over, x, top + size - small + 3)
-    return np.clip(np.rint(canvas), 0, 255).astype(np.uint8)
+        top = (SIZE - PAIR_SIZE) // 2
+        layers = []
+        for name, left in zip(scene.objects, (0, PAIR_SIZE), strict=True):
+            key = _icon(world, world.objects[name]["icons"], scene.style, PAIR_SIZE)
+            layers.append((key, left, top))
+        return shade, layers
+    left = top = (SIZE - MAIN_SIZE) // 2
+    layers = []
+    if "icon" in context:
+        top = SIZE - MAIN_SIZE
+        key = _icon(world, context["icon"], scene.style, CONTEXT_SIZE)
+        layers.append((key, 0 if rng.random() < 0.5 else SIZE - CONTEXT_SIZE, 0))
+    main = _icon(world, world.objects[scene.objects[0]]["icons"], scene.style, MAIN_SIZE)
+    layers.append((main, left, top))
+    if scene.attribute == "fire":
+        layers += _flames(world, scene, world.icons[main], left, top)
+    elif scene.attribute:
+        over = _icon(world, world.attributes[scene.attribute]["icons"], scene.style, OVERLAY_SIZE)
+        x = left if rng.random() < 0.5 else left + MAIN_SIZE - OVERLAY_SIZE
+        layers.append((over, x, top + MAIN_SIZE - OVERLAY_SIZE))
+    return shade, layers
+
+
+def _flames(world, scene, icon, left, top):
+    """Return the flames in front of an icon at (left, top), together as wide as its drawing.
+
+    They hide its lower third. One small flame in a corner is a blob in 64 pixels.
+    """
+    flame = _icon(world, world.attributes["fire"]["icons"], scene.style, FLAME_SIZE)
+    first, last, bottom = _extent(icon)
+    flame_first, flame_last, _ = _extent(world.icons[flame])
+    width = flame_last - flame_first
+    count = max(2, round((last - first) / width))
+    inner = max(last - first, 2 * width) - width
+    y = min(top + bottom + 1, SIZE) - FLAME_SIZE
+    found = []
+    for k in range(count):
+        x = left + (first + last) / 2 + inner * (k / (count - 1) - 0.5) - FLAME_SIZE / 2
+        found.append((flame, round(x), y))
+    return found
 
 
 def caption(world, scene, rng):

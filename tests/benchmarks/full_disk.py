@@ -100,12 +100,12 @@ def bytes_until(order, start, number):
 
 def refused(result, words):
     """Check that a run ended with one line of ine's and the exit code of outputs."""
-    code, out, told = result
-    check(code == 9, f"exit code {code}: {told[-400:]}")
-    check(out == "", f"it told of results: {out[:200]!r}")
-    check(told.startswith("Error: ") and told.count("\n") == 1, f"not one line: {told!r}")
-    check(words in told, f"{words!r} is not in {told!r}")
-    return told.strip()
+    code, out, printed = result
+    check(code == 9, f"exit code {code}: {printed[-400:]}")
+    check(out == "", f"it printed results: {out[:200]!r}")
+    check(printed.startswith("Error: ") and printed.count("\n") == 1, f"not one line: {printed!r}")
+    check(words in printed, f"{words!r} is not in {printed!r}")
+    return printed.strip()
 
 
 def sound(folder, wanted):
@@ -119,8 +119,8 @@ def sound(folder, wanted):
 
 def ended(result, folder, wanted):
     """Check that a run ended well, with the same bytes."""
-    code, _, told = result
-    check(code == 0, f"exit code {code}: {told[-400:]}")
+    code, _, printed = result
+    check(code == 0, f"exit code {code}: {printed[-400:]}")
     found = contents(folder)
     other = [n for n in {*found, *wanted} if found.get(n) != wanted.get(n)]
     check(not other, f"other bytes: {other}")
@@ -151,8 +151,10 @@ def full_disks(grid, disk, order, wanted):
     for start, number in MOMENTS:
         name, size = bytes_until(order, start, number)
         mount("-o", f"remount,size={size}", disk)
-        told = refused(evaluate(grid, folder), "disk is full")
-        check(Path(name).name in told, f"expected {name} to be what cannot be written: {told}")
+        printed = refused(evaluate(grid, folder), "disk is full")
+        check(
+            Path(name).name in printed, f"expected {name} to be what cannot be written: {printed}"
+        )
         there = sound(folder, wanted) if folder.exists() else 0
         free = os.statvfs(disk)
         say(f"full at {size:>7} bytes, {name[:40]}: {there} files there, "

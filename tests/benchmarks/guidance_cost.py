@@ -18,19 +18,20 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from ine.embedding import new_embedding, read_embedding
+from ine.calibration.features import noised_features
+from ine.embeddings.embedding import new_embedding, read_embedding
 from ine.files import shipped
 from ine.guidance.additive import Additive
 from ine.guidance.cfg import ClassifierFree
-from ine.guidance.gates import Gated, Presence
+from ine.guidance.gates import Gated
+from ine.guidance.look_ahead import ConceptProbe, LookAhead
 from ine.guidance.negative import Negative
+from ine.guidance.probe import Probe, ProbeGate
 from ine.guidance.protocol import Prompts
 from ine.guidance.reattention import Reattention
-from ine.guidance.recognition import Probe, Recognition
-from ine.guidance.rewind import Rewind
+from ine.guidance.restart import Restart
 from ine.guidance.safree import Safree, safree_against
 from ine.guidance.sld import SafeLatent
-from ine.inversion.examples import noised_features
 from ine.models.loading import load_parts
 from ine.models.parts import DiffusionParts
 from ine.sampling import SamplerSettings, sample_latents
@@ -40,9 +41,14 @@ BARS = {
     "CFG + embedding": "1.02",
     "additive": "1.5 + 3%",
     "SLD": "1.5 + 3%",
-    "presence gate, closed": "1.1 calls",
     "recognition gate, closed": "1.1 calls",
 }
+
+
+def look_ahead(threshold, width):
+    """Return a look-ahead that opens for every picture or for none."""
+    asked = ConceptProbe(concept="fire", probe=Probe(torch.zeros(width), 0.0), threshold=threshold)
+    return LookAhead(probes=(asked,))
 
 
 def methods_of(parts, embedding):
@@ -51,7 +57,7 @@ def methods_of(parts, embedding):
     width = noised_features(
         parts, torch.zeros(1, *parts.latent_shape), 500.0, 0.5, torch.Generator()
     ).shape[1]
-    gate = Recognition(math.inf, (Probe(torch.zeros(width), 0.0),), (0.5,))
+    gate = ProbeGate(math.inf, (Probe(torch.zeros(width), 0.0),), (0.5,))
     additive = Additive(negative, 5.0)
     # Every token a trigger and every step projected: the most that SAFREE can cost.
     safree = replace(safree_against(negative), alpha=0.0, validate=False)
@@ -62,10 +68,11 @@ def methods_of(parts, embedding):
         "SLD": SafeLatent.preset("max", negative),
         "SAFREE, all steps": safree,
         "SAFREE with re-attention, all steps": replace(safree, reattention=Reattention()),
-        "presence gate, closed": Gated(additive, Presence(math.inf)),
         "recognition gate, closed": Gated(additive, gate),
-        "rewind, closed": Rewind(additive, gate),
-        "rewind, begun anew once": Rewind(additive, replace(gate, threshold=-1.0), (1.0,)),
+        "look-ahead, closed": Gated(additive, look_ahead(math.inf, width)),
+        "look-ahead, opened": Gated(additive, look_ahead(-1.0, width)),
+        "restart, closed": Restart(additive, gate),
+        "restart, once": Restart(additive, replace(gate, threshold=-1.0), (1.0,)),
     }
 
 

@@ -78,7 +78,7 @@ def killed_until_done(grid, folder, rng, longest, most):
             process.wait()
             continue
         if process.returncode:
-            raise SystemExit(f"{folder}: a run that was gone on with failed")
+            raise SystemExit(f"{folder}: a run that was resumed failed")
         return kills
     seconds_of(grid, folder)
     return most

@@ -1,4 +1,4 @@
-"""Peak memory of loading a single file and of laying weights over it, at true size.
+"""Peak memory of loading a single file and of applying weights to it, at true size.
 
     python tests/benchmarks/memory.py                   # SD 1.5, two minutes, 8 GB
     python tests/benchmarks/memory.py --variant sdxl    # 24 GB in float32
@@ -6,7 +6,7 @@
 Files are sparse: a header, and zeros that take no disk. Anonymous memory (RssAnon of
 /proc/self/status, without mapped files) is sampled by a thread, every case in a process of its
 own, and counted from after the imports. Bars: loading takes the model and its largest tensor,
-laying the base and the largest tensor, each and 10 %. No test: it needs gigabytes. Linux only.
+applying the base and the largest tensor, each and 10 %. No test: it needs gigabytes. Linux only.
 """
 
 import json
@@ -23,13 +23,21 @@ import click
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
-from ine.models.checkpoints import lay_weights
-from ine.models.compvis import UNET, single_file
-from ine.models.single_file import _empty, _empty_encoder, load_single_file
+from ine.models.building import _empty, _empty_encoder
+from ine.models.single_file import load_single_file
 from ine.models.variants import VARIANTS
-from ine.models.weight_files import DTYPE_CODES
+from ine.weights.apply import apply_weights
+from ine.weights.compvis import UNET, single_file
+from ine.weights.files import DTYPE_CODES
 
-CASES = ("load", "lay full", "lay CompVis", "lay attn2", "lay LoRA", "lay full, base kept")
+CASES = (
+    "load",
+    "apply full",
+    "apply CompVis",
+    "apply attn2",
+    "apply LoRA",
+    "apply full, base kept",
+)
 GB = 1e9
 
 
@@ -91,7 +99,7 @@ def shapes_of(variant):
 
 
 def file_of(case, unet, whole):
-    """{name: shape} of what a case lays."""
+    """{name: shape} of what a case applies."""
     if "CompVis" in case:
         return {name: shape for name, shape in whole.items() if name.startswith(UNET)}
     if "attn2" in case:
@@ -120,7 +128,7 @@ def measure(case, variant, dtype, folder):
         parts = load_single_file(folder / "model.safetensors", dtype=dtype)
     if case != "load":
         with Peak() as peak:
-            lay_weights(parts, folder / "unet.safetensors", keep_base="kept" in case)
+            apply_weights(parts, folder / "unet.safetensors", keep_base="kept" in case)
     return {"peak": peak.most - start, "model": size, "largest": largest}
 
 

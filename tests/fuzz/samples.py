@@ -17,9 +17,9 @@ from PIL import Image, PngImagePlugin
 from safetensors import torch as safetensors_torch
 
 from fuzz import tiny
+from ine.embeddings.pictures import CHUNK, noise
 from ine.files import shipped
-from ine.formats.pictures import CHUNK, noise
-from ine.models.compvis import single_file
+from ine.weights.compvis import single_file
 
 BLOCK = "down_blocks.0.attentions.0.transformer_blocks.0"
 KEYS = {
@@ -62,7 +62,7 @@ def save(tensors, metadata=None):
 
 
 def torch_bytes(value, legacy=False):
-    """Return what torch.save writes; storages are numbered, not named by where they lay."""
+    """Return what torch.save writes; storages are numbered, not named by their address."""
     made = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -73,7 +73,7 @@ def torch_bytes(value, legacy=False):
 def _numbered(raw):
     """Number the storages of a torch file from before 1.6, in the order of its tensors.
 
-    torch names and sorts them by where they lay in memory, so that no two files are equal.
+    torch names and sorts them by their address in memory, so that no two files are equal.
     """
     known, made, at = {}, b"", 0
     for found in re.finditer(rb"X(.)\0\0\0(?=\d{6})", raw, re.DOTALL):
@@ -185,8 +185,13 @@ def more_samples(a1111):
             *map(torch_bytes, tables),
             torch_bytes({"state_dict": tables[0]}),
             parameter_dict(),
+            torch_bytes(of_apple(a1111)),
+            torch_bytes([{"<a>": vectors()}, {"<b>": vectors(2)}]),
         ],
-        ("layout", ".bin"): [torch_bytes(t, legacy=True) for t in tables],
+        ("layout", ".bin"): [
+            *(torch_bytes(t, legacy=True) for t in tables),
+            torch_bytes(of_apple(a1111), legacy=True),
+        ],
         ("lora", ".safetensors"): [
             *map(save, loras),
             save(loras[0], {**about, "lora_adapter_metadata": json.dumps(settings)}),
@@ -296,7 +301,7 @@ def lora_folders(states):
 
 def compvis(state):
     """Return a UNet's state dict under CompVis names, with one tensor of a VAE."""
-    from ine.models.compvis import UNET, unet_names
+    from ine.weights.compvis import UNET, unet_names
 
     names = unet_names(tiny.model().unet)
     made = {f"{UNET}{old}": state[new] for old, new in names.items()}
@@ -305,7 +310,7 @@ def compvis(state):
 
 def pipelines(unet, encoder):
     """Return pipeline folders as JSON: whole, and with shards."""
-    from ine.models.sources import WEIGHT_NAMES
+    from ine.weights.source import WEIGHT_NAMES
 
     configs = {
         name: (tiny.model_folder() / name).read_text()
@@ -371,6 +376,7 @@ def embedding_tables():
         {"*": one, "emb_params": one.clone()},
         {"bundle_emb.mine.string_to_param.*": one, "lora_unet_x.lora_up.weight": vectors(3)},
         {"bundle_emb.mine.clip_l": one, "bundle_emb.mine.clip_g": vectors(2, 48)},
+        {"text_encoders_0": vectors(2), "text_encoders_1": vectors(2, 48)},
     ]
 
 
@@ -378,6 +384,23 @@ def parameter_dict():
     """Return an early embedding: vectors in a torch `ParameterDict`."""
     table = torch.nn.ParameterDict({"*": torch.nn.Parameter(vectors())})
     return torch_bytes({"string_to_token": {"*": 265}, "string_to_param": table, "name": "mine"})
+
+
+class OnMps:
+    """Pickles a tensor as torch 1.12 did one on Apple's MPS: through numpy, device named."""
+
+    def __init__(self, tensor):
+        self.tensor = tensor.detach()
+
+    def __reduce__(self):
+        rest = (self.tensor.dtype, "mps:0", self.tensor.is_floating_point())
+        return torch._utils._rebuild_device_tensor_from_numpy, (self.tensor.numpy(), *rest)
+
+
+def of_apple(a1111):
+    """Return A1111's dictionary as it was saved there, its step an integer of numpy."""
+    vectors = {"*": OnMps(a1111["string_to_param"]["*"])}
+    return {**a1111, "string_to_param": vectors, "step": np.int64(500)}
 
 
 def picture_json(a1111):
@@ -395,7 +418,7 @@ def in_text(a1111, compressed=False):
 
 
 def in_pixels(a1111, kind):
-    """Return a picture with an embedding in its pixels, as `ine.formats.pictures` says."""
+    """Return a picture with an embedding in its pixels, as `ine.embeddings.pictures` says."""
     packed = np.frombuffer(zlib.compress(picture_json(a1111), 9), np.uint8)
     height = 16
     filled = np.resize(packed, (len(packed) // (3 * height) + 1) * 3 * height)
@@ -416,6 +439,7 @@ def state(count=1):
     """Return the state of an inversion of `count` text encoders."""
     tensors = {"losses": torch.ones(3, dtype=torch.float64)}
     preview = {"step": 5, "recovery": 0.5, "left": None, "undefended": 0.25}
+    preview["preservation"] = 0.75
     for number in range(count):
         for kind in ("vectors", "first", "second", "best"):
             tensors[f"{kind}.{number}"] = vectors(2, 8 + number)
@@ -424,10 +448,9 @@ def state(count=1):
 
 
 def gates():
-    """Return the data of one gate of each kind."""
+    """Return the data of gates."""
     head = {"kind": "gate", "version": 1}
     common = {"threshold": 0.25, "queries": [0.05, 0.1], "window": [0.0, 1.0]}
-    belief = {"prior": 0.01, "p_max": 0.99, "tau": 1.0, "delta": 0.0}
     probe = {"weight": [0.5, -1.0, 2.0], "bias": 0.1}
     record = {
         "false_open": {"wanted": 0.01, "measured": 0.0, "opened": 0, "pictures": 100},
@@ -435,12 +458,10 @@ def gates():
         "unet_fingerprint": "v1:+0.100000,-0.200000",
         "sampler": {"scheduler": "ddim", "steps": 20, "guidance_scale": 7.5},
     }
-    settings = {
-        "presence": {**common, "latch": True, "measure": "cosine"},
-        "posterior": {**common, "latch": True, "belief": belief},
-        "recognition": {**common, "concept": "fire", "probes": [probe, probe]},
-    }
-    return [{**head, "gate": name, "settings": s, **record} for name, s in settings.items()]
+    two = {**common, "concept": "fire", "probes": [probe, probe]}
+    one = {**two, "queries": [0.05], "probes": [probe]}
+    every = (two, one, {**two, "window": [0.0, 0.8]})
+    return [{**head, "gate": "recognition", "settings": each, **record} for each in every]
 
 
 def folders(state):

@@ -91,7 +91,7 @@ def watched(action, size, canary):
 
 
 def _denied(error):
-    """Return the error in a chain that tells of memory that was not given, or None."""
+    """Return the error in a chain that speaks of memory that was not given, or None."""
     while error is not None:
         text = str(error).lower()
         if isinstance(error, MemoryError) or any(words in text for words in NO_MEMORY):

@@ -1,0 +1,1 @@
+"""Calibration: a gate's probes from pictures, its thresholds from benign prompts."""

@@ -1,0 +1,147 @@
+"""Train a gate's probe on pictures that the unlearned model draws with the vectors and without.
+
+An unlearned model that is brought back to the concept draws it otherwise than the base does. On
+the first bundled model a probe trained on pictures drawn with the vectors missed fewer of the
+pictures that burn than one trained on the base's pictures, which cost nothing where an inversion
+has made them already (docs/lab-log.md).
+
+Shape letters: N pictures, F features of a probe.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from ine.calibration.examples import ExampleMaker, Kind
+from ine.calibration.fit import fit_probe
+from ine.calibration.prompts import benign_prompts, showing_prompts
+from ine.detectors.rule import AnyOf, Rule
+from ine.detectors.table import Detector
+from ine.embeddings.embedding import ConceptEmbedding
+from ine.errors import PicturesError
+from ine.guidance.cfg import ClassifierFree
+from ine.guidance.negative import Negative
+from ine.guidance.probe import Probe
+from ine.inversion.concept import concept_requests
+from ine.inversion.preview import WithVectors, choose
+from ine.models.parts import DiffusionParts
+from ine.recipe import ConceptRecipe
+from ine.sampling import SamplerSettings
+
+FEWEST = 32
+"""Pictures of each kind that a probe needs at least."""
+
+ABSENT = "absent"
+"""Name of the kind without the concept."""
+
+
+def teach_probes(
+    parts: DiffusionParts,
+    recipe: ConceptRecipe,
+    embeddings: Sequence[ConceptEmbedding],
+    settings: SamplerSettings,
+    queries: Sequence[float],
+    rule: Rule | AnyOf,
+    detector: Detector,
+    *,
+    count: int = 512,
+    seed: int = 0,
+    folder: Path,
+    key: str = "",
+    progress: Callable[[int], None] = lambda pictures: None,
+    base: DiffusionParts | None = None,
+    latents: torch.Tensor | None = None,
+) -> tuple[tuple[Probe, ...], dict[str, dict[str, int]]]:
+    """Return (a probe per query, {kind: {"drawn": N, "kept": N}} of the pictures it learned from).
+
+    Pictures with the vectors in the prompt count where the rule finds the concept, those
+    without where it does not. The vectors need not hold every face of a concept, so the base
+    model's pictures of it can be learned from too.
+
+    Args:
+        parts: The unlearned model.
+        recipe: The concept, with benign prompts.
+        embeddings: The concept's embeddings for this model; each draws its share.
+        settings: Of the runs that the probe shall watch.
+        queries: Fractions of the run, one probe each.
+        rule: What the concept is.
+        detector: The rule's detector.
+        count: Pictures drawn of each kind.
+        seed: Seed of all random numbers.
+        folder: Where finished units go.
+        key: Which model it is, for the units.
+        progress: Called with the number of pictures of every unit.
+        base: The base model, if its pictures of the concept count too.
+        latents: Clean latents of pictures that show the concept, (N, C, H, W), from the first
+            `count` of which it learns in place of those with the vectors.
+
+    Raises:
+        PicturesError: There are too few pictures of a kind, or the file of a unit is damaged.
+    """
+    digests = ",".join(e.digest for e in embeddings)
+    maker = ExampleMaker(
+        parts=parts,
+        settings=settings,
+        queries=queries,
+        rule=rule,
+        detector=detector,
+        seed=seed,
+        folder=folder,
+        key=f"{key}|{digests}|{rule.name}",
+        progress=progress,
+    )
+    kinds = _kinds(recipe, embeddings if latents is None else (), count, seed, base)
+    found = {kind.name: maker.examples(kind) for kind in kinds}
+    if latents is not None:
+        found["shown-given"] = maker.examples_of(latents[:count])
+    keep = {n: own.shown if n != ABSENT else ~own.shown for n, own in found.items()}
+    record = {n: {"drawn": len(k), "kept": int(k.sum())} for n, k in keep.items()}
+    _check_enough(record, recipe, rule)
+    rows = zip(*([f[keep[n]] for f in own.features] for n, own in found.items()), strict=True)
+    labels = torch.cat([torch.full((int(k.sum()),), n != ABSENT) for n, k in keep.items()])
+    return tuple(fit_probe(torch.cat(level), labels) for level in rows), record
+
+
+def _kinds(
+    recipe: ConceptRecipe,
+    embeddings: Sequence[ConceptEmbedding],
+    count: int,
+    seed: int,
+    base: DiffusionParts | None,
+) -> list[Kind]:
+    """Return the kinds of pictures: benign ones, those of each embedding, those of the base."""
+    unwanted = Negative(recipe.pictures.negative_prompt)
+    plain = ClassifierFree(unwanted)
+    kinds = [Kind(name=ABSENT, prompts=benign_prompts(recipe, count, seed), guidance=plain)]
+    for number, embedding in enumerate(embeddings):
+        share = count // len(embeddings) + (number < count % len(embeddings))
+        kinds.append(
+            Kind(
+                name=f"shown-{embedding.trigger}",
+                prompts=showing_prompts(recipe, embedding.trigger, share, seed),
+                guidance=WithVectors(embedding.trigger, embedding.vectors, unwanted),
+            )
+        )
+    if base is not None:
+        requests, _ = concept_requests(recipe, seed)
+        prompts = choose([r.prompt for r in requests], count, seed, "examples", "base")
+        kinds.append(Kind(name="shown-base", prompts=prompts, guidance=plain, drawer=base))
+    return kinds
+
+
+def _check_enough(
+    record: dict[str, dict[str, int]], recipe: ConceptRecipe, rule: Rule | AnyOf
+) -> None:
+    """Raise `PicturesError` where a kind is too small to learn from."""
+    for what, kinds in (
+        ("are free of", [k for k in record if k == ABSENT]),
+        ("show", [k for k in record if k != ABSENT]),
+    ):
+        kept, drawn = (sum(record[k][n] for k in kinds) for n in ("kept", "drawn"))
+        if kept < FEWEST:
+            raise PicturesError(
+                f"only {kept} of {drawn} pictures {what} {recipe.name} by rule {rule.name}, a "
+                f"probe needs {FEWEST}; draw more with --examples, or learn from the base model's "
+                "pictures too with --base-examples: the embedding recovers the concept rarely here"
+            )

@@ -1,0 +1,160 @@
+"""What `ine posi train` does in each stage, and what it would do."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+from ine.cli.posi_options import several_sets
+from ine.cli.progress import bar
+from ine.errors import IneError, PromptError
+
+if TYPE_CHECKING:
+    from ine.posi.recipe import PosiRecipe
+    from ine.posi.trained import Asking
+
+log = logging.getLogger("ine")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """The options of `ine posi train`, beside stage and recipe."""
+
+    out: Path
+    base: Path | None
+    adapters: tuple[Path, ...]
+    pairs: Path | None
+    equal: Literal["refuse", "keep", "drop"]
+    files: tuple[Path, ...]
+    filters: Mapping[str, Any]
+    """Which rows of the files, see `ine.cli.options.prompt_rows`."""
+
+    store: Path | None
+    instruction: str | None
+    device: str
+    dry_run: bool
+    force: bool
+
+
+def sft(recipe: "PosiRecipe", given: TrainOptions) -> None:
+    """Learn from pairs.
+
+    Raises:
+        IneError: The pairs or the base cannot be used.
+    """
+    from ine.posi.pair_files import read_pairs
+    from ine.posi.stages import train_on_pairs
+    from ine.posi.trained import Asking
+
+    if given.pairs is None:
+        raise PromptError("--stage sft learns from pairs; give --pairs FILE")
+    found = read_pairs(given.pairs, given.equal)
+    for what, count in (("refused by screening", found.refused), ("repeated", found.duplicates)):
+        if count:
+            log.warning("%s: %d pairs are %s and left out", given.pairs, count, what)
+    asking = Asking(instruction=given.instruction or found.instruction, template=recipe.template)
+    base = given.base or Path(recipe.base)
+    per_step = recipe.sft.batch * recipe.sft.accumulation
+    steps = recipe.sft.steps or recipe.sft.epochs * -(-len(found.pairs) // per_step)
+    if given.dry_run:
+        plan = {"pairs": len(found.pairs), "steps": steps, "answers per step": per_step}
+        _print_plan(recipe, base, plan, [])
+        return
+    with bar(steps, "fine-tuning") as progress:
+        result = train_on_pairs(
+            *(recipe, found.pairs, asking, base, given.out),
+            device=given.device,
+            force=given.force,
+            on_step=lambda done, total, figures: progress(done, loss=f"{figures['loss']:.3f}"),
+        )
+    first, last = result.losses[0], result.losses[-1]
+    click.echo(f"{given.out}: {len(result.losses)} steps, loss {first:.3f} to {last:.3f} nats")
+
+
+def ppo(recipe: "PosiRecipe", given: TrainOptions) -> None:
+    """Learn from pictures.
+
+    Raises:
+        IneError: The prompts or a model cannot be used, or a picture failed.
+    """
+    from ine.posi.stages import PpoStage, open_generator, train_on_pictures
+
+    if not given.files:
+        raise PromptError("--stage ppo rewrites prompts; give --prompts FILE")
+    prompts = list(
+        dict.fromkeys(row.prompt for row in several_sets(given.files, given.filters, None))
+    )
+    base = given.base or Path(recipe.base)
+    rollouts = recipe.ppo.rollouts_for(len(prompts))
+    if given.dry_run:
+        pictures = rollouts * recipe.ppo.batch * recipe.reward.pictures
+        plan = {"prompts": len(prompts), "rollouts": rollouts, "pictures at most": pictures}
+        _print_plan(recipe, base, plan, _missing(recipe))
+        return
+    stage = PpoStage(
+        base=base,
+        adapters=given.adapters,
+        out=given.out,
+        store=given.store or given.out / "pictures",
+        device=given.device,
+        force=given.force,
+    )
+    asking = _asking(recipe, given)
+    with bar(rollouts, "ppo") as progress:
+
+        def show(done: int, total: int, row: dict[str, float]) -> None:
+            progress(done)
+            log.info("rollout %d of %d: %s", done, total, _figures(row))
+
+        generator = open_generator(recipe.generator, given.device)
+        result = train_on_pictures(recipe, prompts, asking, stage, generator, show)
+    first, last = result.rows[0], result.rows[-1]
+    for name in ("reward", "toxicity", "to_prompt", "to_answer", "kl"):
+        click.echo(f"{name}: {first[name]:.3f} to {last[name]:.3f}")
+    if result.stopped:
+        click.echo(f"stopped: {result.stopped}; rollout {result.best + 1} is kept")
+    click.echo(f"{given.out}: {len(result.rows)} rollouts of {recipe.ppo.batch} answers")
+
+
+def _asking(recipe: "PosiRecipe", given: TrainOptions) -> "Asking":
+    """Return how the model is asked: as its adapter learned, or as options and recipe say."""
+    from ine.posi.trained import Asking, asking_of
+
+    known = [found for folder in given.adapters if (found := asking_of(folder))]
+    if known:
+        return known[-1]
+    said = {"instruction": given.instruction} if given.instruction else {}
+    return Asking(**said, template=recipe.template)
+
+
+def _missing(recipe: "PosiRecipe") -> list[str]:
+    from ine.training.rewards import check_reward
+
+    try:
+        check_reward(recipe.reward)
+    except IneError as error:
+        return [str(error)]
+    return []
+
+
+def _print_plan(recipe: "PosiRecipe", base: Path, plan: dict[str, int], missing: list[str]) -> None:
+    """Print the resolved recipe, what would be done, and what is missing here."""
+    import yaml
+
+    data = recipe.model_dump(mode="json")
+    click.echo(yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=100), nl=False)
+    if not (base / "config.json").is_file():
+        missing = [f"{base}: no language model there; give --base DIR", *missing]
+    for name, value in plan.items():
+        click.echo(f"# {name}: {value}")
+    click.echo(f"# memory: {recipe.memory.strip()}")
+    for line in missing:
+        click.echo(f"# missing here: {line}")
+
+
+def _figures(row: dict[str, float]) -> str:
+    shown = ("reward", "toxicity", "to_prompt", "to_answer", "kl", "made")
+    return ", ".join(f"{name} {row[name]:.4g}" for name in shown if name in row)

@@ -1,0 +1,1 @@
+"""Embedding files: our own format, other programs' layouts, and the model card."""

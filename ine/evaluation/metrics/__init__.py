@@ -1,0 +1,1 @@
+"""Metrics: one file each, listed in `ine.evaluation.metrics.table`."""

@@ -1,1 +1,0 @@
-"""Other programs' embedding files: reading them, writing them, describing one."""

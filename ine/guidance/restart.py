@@ -1,0 +1,163 @@
+"""Guidance that restarts a picture from its initial noise, guided, once a gate has opened.
+
+The first steps of a run decide what a picture shows, but a gate can recognise it only later: a
+gate that acts early has to guess, and one that acts late acts too late. Here a picture is first
+generated undefended while the gate watches. If the gate opens, the picture is restarted from its
+own noise with the method acting from the first step, and the gate watches again; if it opens
+again, the next attempt is stronger, up to the end of the ladder.
+
+A picture whose gate stays closed is bit-identical to the undefended one, at the cost of the
+gate's looks. Each picture gets only as much strength as it needs.
+
+Behind a look-ahead (`ine.guidance.look_ahead`) restarting is the second chance: the first attempt
+is the method behind it. A picture in which the concept still shows at half that run is restarted,
+one that the look-ahead missed with the first strength of the ladder, one that was steered already
+with the next.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+
+import torch
+
+from ine.errors import IneError
+from ine.guidance.cfg import undefended
+from ine.guidance.gates import Gated, Window, remembering
+from ine.guidance.look_ahead import LookAhead
+from ine.guidance.method import Around, Method, MethodSession
+from ine.guidance.protocol import (
+    Again,
+    Cost,
+    Gate,
+    GateSession,
+    Guidance,
+    Notes,
+    Prompts,
+    QueryUNet,
+    Session,
+    Step,
+)
+from ine.text.encode import Condition
+
+LADDER = (1.0, 2.0, 4.0)
+"""Strengths of the attempts, as multiples of the method's own."""
+
+
+@dataclass(frozen=True)
+class Restart(Around):
+    """A method, the gate that decides which pictures need it, and its strength per attempt."""
+
+    gate: Gate
+    ladder: tuple[float, ...] = LADDER
+    """A method without a strength uses only the first entry."""
+
+    def __post_init__(self) -> None:
+        """Raise `IneError` for a ladder that is empty or holds a multiple that is not above 0."""
+        if not self.ladder or not all(0 < f < float("inf") for f in self.ladder):
+            raise IneError(f"restart: ladder {self.ladder}: give multiples above 0, such as 1,1.5")
+
+    def cost(self, scale: float, steps: int) -> Cost:
+        """Return the cost of an undefended run, the minimum; looks and restarts cost more."""
+        return Cost(2 * steps, exact=False)
+
+    @property
+    def attempts(self) -> tuple[Guidance, ...]:
+        """The guidance of each attempt, watched by the gate.
+
+        The first is the undefended model, or the method behind its own look-ahead.
+        """
+        method, ahead = self.guidance.split()
+        if not isinstance(ahead, LookAhead):
+            method, ahead = self.guidance, None
+        elif ahead.window != Window():
+            method = Gated(method, ahead.window)
+        steered = [method.scaled(factor) for factor in self.ladder]
+        if all(one == method for one in steered):
+            steered = steered[:1]
+        first = self.guidance if ahead else None
+        repeats = ahead is not None and steered[0] == method
+        later = [_Watched(one, self.gate) for one in steered]
+        return (_Watched(first, self.gate, repeats), *later)
+
+    @contextmanager
+    def begin(self, prompts: Prompts) -> Iterator[Session]:
+        """Raise `IneError`: only a loop that runs `attempts` can restart a picture."""
+        raise IneError(
+            "restart: this loop cannot restart a picture; use the gate without it, or make the "
+            "pictures with ine"
+        )
+        yield
+
+
+@dataclass(frozen=True)
+class _Watched(Method):
+    """One attempt: a method for all pictures of the batch, watched by a gate."""
+
+    guidance: Guidance | None
+    """None is the undefended model."""
+
+    gate: Gate
+    repeats: bool = False
+    """Whether the next attempt is this method again for pictures that its own gate opened for."""
+
+    @contextmanager
+    def begin(self, prompts: Prompts) -> Iterator[Session]:
+        """Begin the method and the gate."""
+        with self.guidance.begin(prompts) if self.guidance else nullcontext() as inner:
+            yield _WatchedSession(
+                inner=inner,
+                watch=self.gate.begin(prompts),
+                empty=prompts.empty(),
+                positive=prompts.positive(),
+                scale=prompts.scale,
+                repeats=self.repeats,
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _WatchedSession(MethodSession):
+    inner: Session | None
+    watch: GateSession
+    empty: Condition
+    positive: Condition
+    scale: float
+    repeats: bool
+
+    def predict(
+        self, step: Step, query_unet: QueryUNet, pictures: tuple[int, ...] | None = None
+    ) -> torch.Tensor:
+        query_unet = remembering(query_unet, len(self.positive))
+        if self.inner is not None:
+            self.watch.open(step, query_unet)
+            return self.inner.predict(step, query_unet)
+        # The plain pair first, as the call of the undefended model.
+        output = undefended(query_unet, self.empty, self.positive, self.scale)
+        self.watch.open(step, query_unet)
+        return output
+
+    @property
+    def again(self) -> dict[int, Again]:
+        """The pictures whose gate is open; one that was steered skips the attempt that repeats."""
+        inner, ahead, late = self._inner_notes(), self._ahead(), self.watch.found
+        return {
+            i: Again(
+                further=2 if self.repeats and inner[i].get("gate", {}).get("opened") else 1,
+                found=(late[i] if late else frozenset()) | (ahead[i] if ahead else frozenset()),
+            )
+            for i, note in enumerate(self.watch.notes())
+            if note["gate"]["opened"]
+        }
+
+    def _ahead(self) -> tuple[frozenset[str], ...] | None:
+        return None if self.inner is None else self.inner.found
+
+    def _inner_notes(self) -> list[Notes]:
+        return self.inner.notes() if self.inner else [{} for _ in range(len(self.positive))]
+
+    def notes(self) -> list[Notes]:
+        found = []
+        for method, late in zip(self._inner_notes(), self.watch.notes(), strict=True):
+            ahead = {"look_ahead": method["gate"]} if "gate" in method else {}
+            found.append({**method, **ahead, **late})
+        return found

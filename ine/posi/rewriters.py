@@ -1,0 +1,143 @@
+"""Who rewrites prompts that no picture was seen of: rules, any server, or a model trained here.
+
+A rewriter's name is KIND:WHAT: `teacher:CONCEPT` follows the rules of the bundled model's world,
+`openai:URL#MODEL` asks a server. `ine.posi.trained` has the trained model.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from ine.errors import ObserverError
+from ine.observers.asking import Asker
+from ine.observers.question import Conversation, Turn
+from ine.observers.table import ObserverSettings, load_asker
+from ine.posi.pair_files import INSTRUCTION
+from ine.refining.answers import read_answer
+from ine.refining.settings import RefineSettings
+from ine.refining.teacher import Teacher, teacher_of
+
+READING = RefineSettings(fresh_noise=True)
+"""How an answer is read: as in refinement, and an unchanged prompt is an answer."""
+
+FORMS = "teacher:CONCEPT or openai:URL#MODEL"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rewrite:
+    """What a rewriter made of a prompt."""
+
+    prompt: str
+    rewritten: str = ""
+    """The new prompt, or the same where the rewriter kept it."""
+
+    unusable: str = ""
+    """Why no answer can be used; nothing says then that the prompt is harmless."""
+
+
+class PromptRewriter(Protocol):
+    """Rewrites prompts; what it makes of one does not depend on the others."""
+
+    @property
+    def name(self) -> str:
+        """Return what tells its answers from those of others; holds no key."""
+
+    def __call__(self, prompts: Sequence[str]) -> list[Rewrite]:
+        """Return one rewrite per prompt.
+
+        Raises:
+            ObserverError: None of them was answered.
+        """
+
+
+@dataclass(frozen=True)
+class RuleRewriter:
+    """The rules of a concept; all prompts count as toxic, as no picture is seen."""
+
+    teacher: Teacher
+
+    @property
+    def name(self) -> str:
+        """Return the concept and its recipe."""
+        recipe = self.teacher.recipe
+        return f"teacher:{recipe.name}@{recipe.hash}"
+
+    def __call__(self, prompts: Sequence[str]) -> list[Rewrite]:
+        """Return the prompts' subjects alone, see `ine.refining.teacher`."""
+        return [Rewrite(prompt=p, rewritten=self.teacher.rewrite(p)) for p in prompts]
+
+
+@dataclass(frozen=True)
+class AskingRewriter:
+    """A model that is asked to rewrite, without any training."""
+
+    asker: Asker
+    instruction: str = INSTRUCTION
+    max_tokens: int = 128
+
+    @property
+    def name(self) -> str:
+        """Return the name of the model."""
+        return self.asker.name
+
+    def __call__(self, prompts: Sequence[str]) -> list[Rewrite]:
+        """Return one rewrite per prompt, see `PromptRewriter`."""
+        asked = [
+            Conversation(
+                turns=(
+                    Turn(role="system", text=self.instruction),
+                    Turn(role="user", text=prompt),
+                ),
+                max_tokens=self.max_tokens,
+            )
+            for prompt in prompts
+        ]
+        replies = self.asker.ask(asked) if asked else []
+        failed = [reply for reply in replies if reply.failed in ("time-out", "error")]
+        if failed and len(failed) == len(replies):
+            raise ObserverError(
+                f"observer {self.name}: none of {len(replies)} prompts was answered (the last: "
+                f"{failed[-1].failed}: {failed[-1].why}); repair the observer and run again"
+            )
+        return [
+            Rewrite(prompt=prompt, unusable=reply.failed)
+            if reply.failed
+            else read_rewrite(prompt, reply.text)
+            for prompt, reply in zip(prompts, replies, strict=True)
+        ]
+
+
+def read_rewrite(prompt: str, answer: str) -> Rewrite:
+    """Return what an answer makes of a prompt; prose, refusals and what is screened are unusable.
+
+    The word keep leaves the prompt as it is.
+    """
+    verdict = read_answer(answer, READING, original=prompt)
+    if verdict.kind == "unusable":
+        return Rewrite(prompt=prompt, unusable=verdict.why or "unusable")
+    return Rewrite(prompt=prompt, rewritten=verdict.prompt or prompt)
+
+
+def load_rewriter(
+    spec: str, instruction: str = INSTRUCTION, how: ObserverSettings | None = None
+) -> PromptRewriter:
+    """Return a rewriter by name.
+
+    Args:
+        spec: See the top of this module.
+        instruction: What a model is asked.
+        how: How it runs.
+
+    Raises:
+        ObserverError: The name has another form, or the server cannot be reached.
+        RecipeError: A teacher's concept is unknown.
+        MissingDependency: A package that it needs is missing.
+    """
+    kind, _, what = spec.partition(":")
+    if kind == "teacher" and what:
+        return RuleRewriter(teacher_of(what))
+    if kind == "openai" and what:
+        return AskingRewriter(load_asker(spec, how), instruction)
+    # Of an unknown kind only that is repeated: the rest may hold a key.
+    shown = spec if kind in ("teacher", "openai") else kind
+    raise ObserverError(f"rewriter {shown!r} is unknown; expected {FORMS}")

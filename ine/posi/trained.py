@@ -1,0 +1,168 @@
+"""A trained rewriter: a language model with the adapters of its stages merged into it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ine.errors import CheckpointError, ModelError
+from ine.files import parse_json, read_within, write_json
+from ine.observers.adapters import add_adapter, check_base
+from ine.posi.pair_files import INSTRUCTION
+from ine.posi.recipe import Template
+from ine.posi.rewriters import Rewrite, read_rewrite
+from ine.runtime import generator_for
+from ine.store.units import key_of
+from ine.training.answers import Drawing, draw_answers
+from ine.training.bases import Base, load_base
+from ine.training.examples import asked_text
+
+ASKED = "posi.json"
+"""File beside an adapter: how the model was asked while it learned."""
+
+BEFORE = "sft"
+"""Folder inside a PPO adapter's: the adapter that was merged before it."""
+
+LIMIT = 1_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asking:
+    """How a model is asked to rewrite."""
+
+    instruction: str = INSTRUCTION
+    template: Template = field(default_factory=Template)
+
+    def query(self, processor: Any, prompt: str) -> str:
+        """Return what the model reads, its first token included; raises as `check`."""
+        self.check(processor)
+        return asked_text(processor, self.template.asked(self.instruction, prompt))
+
+    def check(self, processor: Any) -> None:
+        """Raise if a model's own chat template is wanted and it has none.
+
+        Raises:
+            ModelError: It has none.
+        """
+        if self.template.text is None and getattr(processor, "chat_template", None) is None:
+            raise ModelError(
+                "the language model has no chat template, and none is given; give --adapter with "
+                "the posi.json of its training, or a recipe with template.text"
+            )
+
+    def write(self, folder: Path) -> None:
+        """Write it beside an adapter."""
+        about = {"instruction": self.instruction, "template": self.template.model_dump()}
+        write_json(folder / ASKED, about)
+
+
+def asking_of(folder: Path) -> Asking | None:
+    """Return how an adapter was asked while it learned, None of one made by others.
+
+    Raises:
+        CheckpointError: The file is damaged.
+    """
+    path = folder / ASKED
+    if not path.is_file():
+        return None
+    try:
+        about = parse_json(read_within(path, LIMIT))
+        return Asking(
+            instruction=about["instruction"], template=Template.model_validate(about["template"])
+        )
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise CheckpointError(f"{path}: is damaged ({error}); train again") from error
+
+
+def stages_of(adapters: Sequence[Path]) -> list[Path]:
+    """Return the adapters to merge, in order: before a PPO adapter comes the one inside it."""
+    found = []
+    for folder in adapters:
+        inside = folder / BEFORE
+        found += [inside, folder] if inside.is_dir() else [folder]
+    return found
+
+
+def with_adapters(base: Base, adapters: Sequence[Path]) -> Base:
+    """Return a base with adapters merged into its weights.
+
+    Raises:
+        CheckpointError: One is damaged, or of another base.
+    """
+    model = base.model
+    for folder in stages_of(adapters):
+        check_base(folder, base.digest)
+        model = add_adapter(model, folder, digest=base.digest).merge_and_unload()
+    return replace(base, model=model)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedRewriter:
+    """Rewrites prompts by a language model; see `ine.posi.rewriters.PromptRewriter`."""
+
+    base: Base
+    asking: Asking
+    name: str
+    drawing: Drawing = field(default_factory=Drawing)
+    seed: int = 0
+    batch: int = 16
+
+    def __call__(self, prompts: Sequence[str]) -> list[Rewrite]:
+        """Return one rewrite per prompt; an answer that does not end is unusable.
+
+        Raises:
+            PromptError: A prompt does not fit into the model's context.
+        """
+        found: list[Rewrite] = []
+        for first in range(0, len(prompts), self.batch):
+            some = prompts[first : first + self.batch]
+            # A prompt's random numbers are its own, wherever it stands.
+            seeds = [generator_for(self.seed, "rewrite", prompt) for prompt in some]
+            queries = [self.asking.query(self.base.processor, prompt) for prompt in some]
+            model, tokenizer = self.base.model, self.base.tokenizer
+            answers = draw_answers(model, tokenizer, queries, seeds, self.drawing)
+            for prompt, text, ended in zip(some, answers.texts, answers.ended, strict=True):
+                cut = Rewrite(prompt=prompt, unusable="cut off")
+                found.append(read_rewrite(prompt, text) if ended else cut)
+        return found
+
+
+def load_trained(
+    base: Path,
+    adapters: Sequence[Path],
+    *,
+    asking: Asking | None = None,
+    drawing: Drawing | None = None,
+    seed: int = 0,
+    device: str = "auto",
+) -> TrainedRewriter:
+    """Return a trained rewriter.
+
+    Args:
+        base: Folder of the language model.
+        adapters: Of `ine posi train`, or of others in PEFT's layout, in the order of their stages.
+        asking: By default what the last adapter says, else the default instruction in the model's
+            chat template.
+        drawing: How answers are drawn.
+        seed: Of the drawing.
+        device: See `ine.runtime.pick_device`.
+
+    Raises:
+        CheckpointError: An adapter is missing, damaged, or of another base.
+        MissingDependency: peft is not installed.
+        ModelError: The base cannot be loaded, or its tokenizer has no end of text.
+    """
+    known = [found for folder in adapters if (found := asking_of(folder))]
+    asking = asking or (known[-1] if known else Asking())
+    drawing = drawing or Drawing()
+    loaded = with_adapters(load_base(base, device), adapters)
+    about = key_of(
+        base=loaded.digest,
+        adapters=[str(folder) for folder in stages_of(adapters)],
+        asking=[asking.instruction, asking.template.text],
+        drawing=drawing.model_dump(),
+        seed=seed,
+    )
+    return TrainedRewriter(
+        base=loaded, asking=asking, name=f"model:{about[:16]}", drawing=drawing, seed=seed
+    )

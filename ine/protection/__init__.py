@@ -1,0 +1,1 @@
+"""A diffusers pipeline of the user's own, defended."""

@@ -1,0 +1,216 @@
+"""One call that defends the user's own diffusers pipeline.
+
+The pipeline stays what it is: its prompts, scheduler, callbacks and LoRAs. At every step its
+U-Net is asked about an unconditional and a conditional row per picture, of outputs u and c, and
+the pipeline makes u + w (c - u) of them. Here the U-Net's forward is wrapped, and returns c as
+it is with
+
+    u' = (eps* - w c) / (1 - w),   so that   u' + w (c - u') = eps*,
+
+the prediction of a guidance method. c is left alone because `guidance_rescale` measures its
+spread. u' is computed in float32 and rounded once to the pipeline's dtype; the pipeline
+multiplies it by w - 1, so eps* is met to w - 1 times that rounding, as in plain guidance.
+
+The method works as though the user had written no negative prompt: on eps_0 of the empty text,
+c, and the embedding's n. What the user's own negative does to plain guidance is added:
+
+    eps* = M(eps_0, c, n; w_0) + [u + w (c - u)] - [eps_0 + w_0 (c - eps_0)]
+
+with w_0 the scale that the run began with (a callback may move w; the defence then keeps its
+strength). For M plain guidance with the embedding, n + w (c - n), this is
+u + w (c - u) - (w - 1) (n - eps_0): the user's plain pair, and ours beside it. With no negative
+of the user's, u = eps_0 and w = w_0, it is M itself: what `negative_prompt_embeds` would do.
+
+Without guidance (w <= 1: models of few steps) the pipeline asks about conditional rows alone and
+takes the answer as it is, which is then eps* = M(eps_0, c, n; 1). Methods whose negative stands in
+a term of weight w - 1 refuse such a run.
+
+UNet rows per picture and step: those of the method, two with "cfg"; behind a gate two more
+than the method adds to plain guidance; with a negative of the user's own, two more.
+
+Shape letters: B pictures of a call, C latent channels, H W latent size, L tokens, D width.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from diffusers import DiffusionPipeline
+
+from ine.embeddings.embedding import ConceptEmbedding
+from ine.errors import IneError
+from ine.guidance.applied import RECOMMENDED, Overrides, applied
+from ine.guidance.coarse import check_model
+from ine.guidance.gates import Gated, Window
+from ine.guidance.given import GivenEmbedding
+from ine.guidance.look_ahead import LookAhead
+from ine.guidance.method import Method
+from ine.guidance.negative import Negative
+from ine.guidance.observed import ObserverGate
+from ine.guidance.probe import ProbeGate
+from ine.guidance.protocol import Gate, Guidance
+from ine.guidance.table import METHODS, build_guidance, find_method
+from ine.protection.handle import ON_OVERFLOW, Protection
+from ine.protection.interception import holder_of
+from ine.protection.parts import check_known, parts_of
+from ine.protection.prompts import (
+    Embeddings,
+    check_negative,
+    none_given,
+    read_given,
+    rewrites_prompts,
+)
+
+
+def protect(
+    pipe: DiffusionPipeline,
+    embeddings: Embeddings = None,
+    guidance: str | Guidance | None = None,
+    gate: Gate | str | None = RECOMMENDED,
+    strength: float | None = None,
+    on_overflow: str = "raise",
+) -> Protection:
+    """Defend a diffusers pipeline until the handle's `remove`, or within a `with` block.
+
+    Afterwards `pipe("...")` is defended, with whatever arguments it takes; no weights change.
+    A U-Net belongs to one protection: other pipelines that share it are refused while it lasts.
+    Textual-inversion tokens and LoRAs loaded into the pipeline act in our negative too.
+
+    A file of `ine defend` is used as it recommends, its gate read from beside it, which is logged;
+    what is given here goes before that. Of several such files each acts only on the pictures in
+    which its own probe finds its concept.
+
+    Args:
+        pipe: A Stable Diffusion pipeline, one of `KNOWN`, in any dtype, offloaded or not.
+        embeddings: A `ConceptEmbedding` or the path of one, or several, joined in one string.
+        guidance: A name of `ine.guidance.table.METHODS`, or a `Guidance` with a negative of
+            its own; `embeddings` is then left out. None is as the files recommend, else "cfg".
+        gate: When to act, a gate of `ine.guidance.gates`; "recommended" is as the files
+            recommend, else always, None is always.
+        strength: The method's strength, where it is named and has one; 0 or more.
+        on_overflow: What to do where the U-Net or the VAE answers NaN or infinity, as float16
+            does beyond 65504, and the picture would be black: "raise" `NotFinite` from the
+            pipeline's call, or "warn" and mark it in `Protection.notes`.
+
+    Returns:
+        Protection: The handle.
+
+    Raises:
+        IneError: The pipeline's class is unknown or it is protected already, nothing to steer
+            away from is given, a gate that a file recommends is not beside it, the method is
+            unknown or rewrites prompts, its observer cannot be loaded, or the strength makes no
+            sense. Later, from the
+            pipeline's call: guidance scale not above 1.
+        EmbeddingError: An embedding cannot be read or is of another width.
+    """
+    if on_overflow not in ON_OVERFLOW:
+        raise IneError(f"on_overflow is {on_overflow!r}; give one of {', '.join(ON_OVERFLOW)}")
+    check_known(pipe)
+    if isinstance(holder_of(pipe.unet), Protection):
+        raise IneError(
+            f"this {type(pipe).__name__} (or one that shares its U-Net) is protected already; call "
+            ".remove() on the first handle, or give all embeddings in one call"
+        )
+    parts = parts_of(pipe)
+    given = read_given(embeddings)
+    chosen = _recommended(given, guidance, gate, strength)
+    own_gate = None if chosen or gate == RECOMMENDED else gate
+    if chosen is None:
+        chosen = _guidance([one.embedding for one in given], guidance or "cfg", strength)
+    method, gate = _split(chosen, own_gate)
+    check_negative(parts, method.negative)
+    if isinstance(gate, LookAhead):
+        check_model(parts)
+    if isinstance(gate, ObserverGate):
+        gate.check(parts)
+    return Protection(pipe, parts, method, gate, on_overflow)
+
+
+def _recommended(
+    given: Sequence[GivenEmbedding],
+    guidance: str | Guidance | None,
+    gate: Gate | str | None,
+    strength: float | None,
+) -> Guidance | None:
+    """Return the guidance that files recommend; None if they do not, or an object is given.
+
+    Its gate is in it, or the one that is given.
+    """
+    if not (guidance is None or isinstance(guidance, str)):
+        return None
+    defences = [one for one in given if one.recommendation]
+    if not defences:
+        return None
+    if others := [one.name for one in given if not one.recommendation]:
+        raise IneError(
+            f"protect: {defences[0].name} recommends a defence, {others[0]} does not, and acts on "
+            "every picture; name it in the pipeline's own negative prompt (ine.load_into_pipeline "
+            "loads it), or protect with a guidance object"
+        )
+    overrides = Overrides(guidance=guidance, strength=strength, gated=gate == RECOMMENDED)
+    found = applied(given, overrides).guidance
+    if gate is None or gate == RECOMMENDED:
+        return found
+    if isinstance(gate, str):
+        raise _no_gate(gate)
+    method, part = found.split()
+    # The recommended part of the run holds for a gate that names none.
+    if isinstance(part, Window) and isinstance(gate, LookAhead | ProbeGate):
+        gate = replace(gate, window=part) if gate.window == Window() else gate
+    return Gated(method, gate)
+
+
+def _guidance(
+    given: Sequence[ConceptEmbedding], guidance: str | Guidance, strength: float | None
+) -> Guidance:
+    """Return the guidance that is given, or the one that a name, embeddings and strength make."""
+    if isinstance(guidance, str):
+        method = find_method(guidance)
+        if strength is not None:
+            if not method.has_strength:
+                raise IneError(f"guidance {guidance!r} has no strength of its own; try 'additive'")
+            if not (math.isfinite(strength) and strength >= 0):
+                raise IneError(f"strength is {strength}; give a finite number of 0 or more")
+        if not given:
+            raise none_given()
+        return build_guidance(guidance, Negative("", tuple(given)), None, {"strength": strength})
+    if given or strength is not None:
+        raise IneError(
+            f"protect: a {type(guidance).__name__} brings its own negative and strength; set "
+            "them there and leave embeddings and strength out"
+        )
+    if not isinstance(guidance, Method):
+        raise IneError(
+            f"protect: guidance is a {type(guidance).__name__}; give a name "
+            f"({', '.join(METHODS)}) or a guidance object such as Additive(Negative(...))"
+        )
+    return guidance
+
+
+def _split(guidance: Guidance, gate: Gate | str | None) -> tuple[Guidance, Gate | None]:
+    """Return (a guidance with something to steer away from, a gate or None)."""
+    if len(guidance.attempts) > 1:
+        raise IneError(
+            "protect: the pipeline's loop cannot restart a picture; give the method and the "
+            "gate without Restart, or make the pictures with `ine generate --restart`"
+        )
+    guidance, own_gate = guidance.split()
+    if own_gate is not None:
+        if gate is not None:
+            raise IneError("protect: the guidance has a gate already; give one of the two")
+        gate = own_gate
+    if guidance.reads_prompts:
+        raise rewrites_prompts(type(guidance).__name__)
+    if gate is not None and (isinstance(gate, str) or not hasattr(gate, "begin")):
+        raise _no_gate(gate)
+    if not guidance.negative.prompt():
+        raise IneError("protect: the guidance's negative is empty; give it an embedding")
+    return guidance, gate
+
+
+def _no_gate(gate: object) -> IneError:
+    """Return the error for something given as a gate that cannot be one."""
+    return IneError(
+        f"protect: gate is a {type(gate).__name__}; give an object such as "
+        "ine.guidance.gates.Window(0.0, 0.5), or what read_gate(FILE) returns"
+    )

@@ -1,0 +1,1 @@
+"""Iterative prompt refinement: look at prompt and picture, keep or rewrite, generate again."""

@@ -1,0 +1,1 @@
+"""Experiments with a fixed question: each builds a grid and reads its results."""

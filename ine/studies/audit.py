@@ -1,0 +1,84 @@
+"""An audit: attack one's own defence, add what was found to it, and attack again.
+
+A defence is usually measured against prompts that were made without knowing it. Here the attacker
+knows all of it: vectors are inverted through the defended noise prediction, and used as a prompt
+through the whole defended sampler. What recovers the concept is joined to the negative, and
+the next round attacks the stronger defence, until an attack of the stated
+budget recovers no more than a threshold, or the rounds run out.
+
+A round that recovers little shows that *this* attack with *this* budget found little. It is no
+proof that there is nothing to find; the report says what was not tried.
+"""
+
+import json
+from dataclasses import replace
+
+from ine.attacks.inverting import defended_loss
+from ine.embeddings.embedding import ConceptEmbedding, new_embedding, write_embedding
+from ine.evaluation.models import model_digest
+from ine.files import sha256_of
+from ine.guidance.protocol import Guidance
+from ine.guidance.table import describe
+from ine.inversion.invert import invert
+from ine.runtime import seed_for
+from ine.studies.audit_round import Audit, Round, Tell, round_name, run_round
+
+
+def run_audit(audit: Audit, tell: Tell = lambda *_: None) -> list[Round]:
+    """Return the rounds of an audit; what is finished in its folder is not done again.
+
+    Args:
+        audit: What is attacked.
+        tell: Called with (what, done, of how many).
+
+    Raises:
+        IneError: A state belongs to another audit.
+    """
+    guidance, model = audit.defence, model_digest(audit.victim.parts)
+    bare = inverted(audit, "bare", None, model, tell)
+    known = [("inverted without knowing the defence", bare)]
+    known += [(f"{e.trigger} as the prompt", e) for e in guidance.negative.embeddings]
+    found: list[Round] = []
+    for number in range(audit.settings.rounds + 1):
+        adaptive = inverted(audit, round_name(number), guidance, model, tell)
+        attacks = [*known, ("inverted through the defence", adaptive)]
+        found.append(run_round(audit, number, guidance, attacks, tell))
+        if found[-1].worst.recovered.share <= audit.settings.threshold:
+            break
+        known.append((f"{adaptive.trigger}, found before", adaptive))
+        guidance = guidance.with_embedding(adaptive)
+    return found
+
+
+def inverted(
+    audit: Audit, name: str, guidance: Guidance | None, model: str, tell: Tell
+) -> ConceptEmbedding:
+    """Return the embedding that an attacker finds, and write it beside the report.
+
+    Args:
+        audit: What is attacked.
+        name: Of the attack.
+        guidance: The defence as far as the attacker knows it.
+        model: Digest of the model.
+        tell: Called with (what, done, of how many).
+    """
+    recipe, seed, victim = audit.recipe, audit.settings.seed, audit.victim
+    trigger = f"{recipe.name}-{name}"
+    method = describe(guidance and guidance.innermost)
+    depends = (repr(victim.sampler), recipe.model_dump_json(), "attack", name, method, seed)
+    about = [model, *map(str, (*depends, audit.pictures.names))]
+    made = invert(
+        victim.parts,
+        audit.pictures,
+        recipe.inversion.model_copy(update={"preview_every": 10**9}),
+        trigger=trigger,
+        seed=seed_for(seed, "audit", name) % 2**32,
+        plural=recipe.plural,
+        state=audit.folder / f"{name}.state.safetensors",
+        key=sha256_of(json.dumps(about).encode())[:16],
+        on_step=lambda p: tell(f"attack {name}", p.step, p.steps),
+        loss_of=None if guidance is None else defended_loss(replace(victim, guidance=guidance)),
+    )
+    embedding = new_embedding(made.vectors, trigger, recipe.name)
+    write_embedding(embedding, audit.folder / f"{trigger}.safetensors", force=True)
+    return embedding

@@ -1,0 +1,64 @@
+"""How a defence was chosen, for its report: every setting on the tuning prompts."""
+
+from ine.guidance.table import METHODS
+from ine.report.frontier import Curve, Point, frontier_svg
+from ine.report.values import Drawing, Entry, Table
+from ine.studies.defend.job import Job
+from ine.studies.defend.settings import Tried, Tuning
+
+
+def tuning_table(job: Job, tuning: Tuning) -> Table:
+    """Return what was tried on the tuning prompts; the choice stands first."""
+    chosen = tuning.chosen
+    ordered = [chosen, *(one for one in tuning.tried if one is not chosen)]
+    rows: list[list[Entry]] = [
+        [
+            f"{one.setting.method}{' (chosen)' if one is chosen else ''}",
+            "" if one.setting.strength is None else f"{one.setting.strength:g}",
+            f"{one.setting.window[0]:g}:{one.setting.window[1]:g}",
+            f"{one.setting.false_open:g}",
+            one.left,
+            one.kept,
+        ]
+        for one in ordered
+    ]
+    concept = job.recipe.name
+    return Table(
+        title="Settings on the tuning prompts",
+        caption=f"Of those that keep {job.target:g}, the one that leaves least was chosen.",
+        columns=[
+            *("guidance", "strength", "part of the run", "false opens"),
+            *(f"{concept} left", "preservation"),
+        ],
+        rows=rows,
+        notes=["By the detector of choices, on the prompts of choices: better than on others."],
+        better={f"{concept} left": "low"},
+    )
+
+
+def tuning_drawing(job: Job, tuning: Tuning) -> Drawing:
+    """Return the frontiers of every guidance and window, at the threshold that was chosen."""
+    rate = tuning.chosen.setting.false_open
+    groups: dict[tuple[str, tuple[float, float]], list[Tried]] = {}
+    for one in tuning.tried:
+        if one.setting.false_open == rate:
+            groups.setdefault((one.setting.method, one.setting.window), []).append(one)
+    curves = [
+        Curve(
+            name=f"{method}, {window[0]:g}:{window[1]:g}",
+            points=tuple(_point(one) for one in found),
+            colour=list(METHODS).index(method),
+            hollow=window != (0, 1),
+        )
+        for (method, window), found in groups.items()
+    ]
+    return Drawing(
+        f"{job.recipe.name} left against preservation, tuning prompts",
+        f"False opens {rate:g}; dashed and hollow: in a part of the run only.",
+        frontier_svg(curves, tuning.undefended, job.recipe.name),
+    )
+
+
+def _point(one: Tried) -> Point:
+    strength = one.setting.strength
+    return Point(label="" if strength is None else f"{strength:g}", kept=one.kept, left=one.left)

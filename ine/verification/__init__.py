@@ -1,0 +1,1 @@
+"""Verification of an embedding: does it fit a model, and has it the concept in it."""

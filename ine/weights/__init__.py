@@ -1,0 +1,1 @@
+"""Unlearned weights: recognised, checked against a base model and applied to it."""
