@@ -12,7 +12,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ine.optim import StateFile, minimise
 from ine.runtime import computes_bfloat16
 
-SAVE_STEPS = 100
+SAVE_STEPS = {"cpu": 100, "cuda": 1000}
+"""Steps between two states: under a minute on either device."""
 
 
 def device_of_training():
@@ -149,7 +150,7 @@ def train(
             path=folder / f"{name}.state.safetensors",
             key=f"{name} {steps}",
             command="build.py",
-            every=SAVE_STEPS,
+            every=SAVE_STEPS[values[0].device.type],
         ),
         history=average,
         max_grad_norm=clip,
