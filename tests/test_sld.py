@@ -539,6 +539,7 @@ def test_v_prediction_is_steered_as_the_noise_that_it_stands_for(tiny_parts, neg
 def test_behind_a_gate_closed_pictures_are_the_undefended_ones(tiny_parts, negative):
     class Opens:
         found = None
+        named = None
 
         def __init__(self, *pictures):
             self.pictures = pictures

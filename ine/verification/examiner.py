@@ -18,6 +18,9 @@ from ine.verification.subject import Subject
 TIMES = (0.7, 0.55, 0.4)
 """Where in [0, 1] of the noise schedule predictions are compared."""
 
+NOTHING = 1e-4
+"""Norm of a change, beside that of what is missing, under which there is none."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Reaction:
@@ -27,7 +30,12 @@ class Reaction:
     """Root mean square of eps(condition) - eps(""), over that of eps(word) - eps("")."""
 
     recall: float
-    """Share of the error that it removes on pictures of the concept, less that on innocent ones."""
+    """Cosine in [-1, 1] of what it changes in the prediction and what is missing there, on pictures
+    of the concept, less the same on innocent pictures.
+
+    A cosine and not a share of the error: vectors without meaning move predictions far, and how far
+    differs more than where to.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +53,7 @@ class Examiner:
     """eps("") of each step, (2P, C, H, W)."""
 
     plain: tuple[torch.Tensor, ...]
-    """e("a") of each step, (2P,)."""
+    """eps("a") of each step, (2P, C, H, W), beside which recall is measured."""
 
     batch: int
     """Rows of one call of the U-Net; on a CPU smaller calls take longer per row."""
@@ -63,8 +71,9 @@ class Examiner:
         steps, noise = _noised(base, parts, _pictures(base, subject, settings, seed), seed)
         rows = 2 * settings.batch
         bare = cls(parts=parts, steps=steps, noise=noise, empty=(), plain=(), batch=rows)
-        errors = [bare.error(p, k) for k, p in enumerate(bare.predict(encode(parts, ["a"])))]
-        return replace(bare, empty=tuple(bare.predict(encode_nothing(parts))), plain=tuple(errors))
+        conditions = (encode_nothing(parts), encode(parts, ["a"]))
+        empty, plain = (tuple(bare.predict(condition)) for condition in conditions)
+        return replace(bare, empty=empty, plain=plain)
 
     def predict(self, condition: Condition) -> list[torch.Tensor]:
         """Return the noise predictions under one condition, [(2P, C, H, W), ...] by step.
@@ -88,21 +97,24 @@ class Examiner:
             found.append(torch.cat(rows))
         return found
 
-    def error(self, predicted: torch.Tensor, number: int) -> torch.Tensor:
-        """Return the squared error of the predictions of step `number`, (2P,)."""
-        return (predicted - self.noise[number]).square().mean(dim=(1, 2, 3))
-
     def react(self, condition: Condition, unit: float = 1.0) -> Reaction:
         """Return the `Reaction` to one condition; `unit` is the move that counts as 1."""
-        moves, gains = [], []
+        moves, cosines = [], []
         for k, predicted in enumerate(self.predict(condition)):
             moves.append((predicted - self.empty[k]).square().mean())
-            gains.append((self.plain[k] - self.error(predicted, k)) / self.plain[k].mean())
-        shown, innocent = torch.stack(gains).mean(0).chunk(2)
+            cosines.append(_alignment(predicted - self.plain[k], self.noise[k] - self.plain[k]))
+        shown, innocent = torch.stack(cosines).mean(0).chunk(2)
         return Reaction(
             move=float(torch.stack(moves).mean().sqrt()) / (unit or 1.0),
             recall=float(shown.mean() - innocent.mean()),
         )
+
+
+def _alignment(changed: torch.Tensor, missing: torch.Tensor) -> torch.Tensor:
+    """Return the cosines (B,) of two (B, C, H, W); a change of rounding errors alone counts as 0."""
+    changed, missing = changed.flatten(1), missing.flatten(1)
+    moves = changed.norm(dim=1) > NOTHING * missing.norm(dim=1)
+    return torch.cosine_similarity(changed, missing) * moves
 
 
 def _pictures(

@@ -2,15 +2,17 @@
 
 How far vectors move the noise prediction says nothing: random ones of the same norm move it as
 far. But only the concept's vectors explain pictures of the concept. With x_t a noised picture of
-the base model, eps its noise and e(c) = |eps_theta(x_t, c) - eps|^2 the error under condition c,
+the base model and eps its noise,
 
-    gain(x, v) = (e("a") - e("a v")) / mean e("a")        averaged over timesteps
-    recall(v)  = mean gain over pictures of the concept
-                 - mean gain over the same pictures without it
+    c(x, v)    = cos(eps_theta(x_t, "a v") - eps_theta(x_t, "a"), eps - eps_theta(x_t, "a"))
+                                                          averaged over timesteps
+    recall(v)  = mean c over pictures of the concept
+                 - mean c over the same pictures without it
 
-the log-likelihood ratio by which Li et al. 2023 (arXiv 2303.16203) classify with a diffusion
-model, here for vectors instead of classes. The difference cancels what any token does to any
-picture. The controls are vectors of the same norms without meaning: the elements of each vector
+Li et al. 2023 (arXiv 2303.16203) classify with a diffusion model by its error under each class;
+here vectors stand for classes, and a cosine for the difference of errors, because vectors without
+meaning move predictions by very different amounts. The difference of the two means cancels what
+any token does to any picture. The controls are vectors of the same norms without meaning: the elements of each vector
 shuffled, and Gaussian ones. An embedding is alive if it recalls more than every control, by at
 least `MARGIN` of their standard deviations.
 
@@ -44,9 +46,7 @@ from ine.verification.vectors import (
 )
 
 MARGIN = 3.0
-"""Standard deviations of the controls that a living embedding is above their mean. The four
-shipped ones reach 4.1 to 6.2 (16 pictures, 24 controls); of the 96 controls themselves, each
-compared with the others of its model, one passed."""
+"""Standard deviations of the controls that a living embedding is above their mean."""
 
 NOTHING = 0.01
 """Share of the token table's median norm below which a vector is as good as zero."""
