@@ -684,6 +684,9 @@ SEEN_ELSEWHERE = {
     "preview_pictures",  # the test of previews
     "target_preservation",  # the tests of what is kept
     "patience",  # the test of when a run ends
+    "runs",  # test_inversion_runs.py
+    "preview_guidance",  # the same
+    "preview_strength",  # the same
 }
 
 

@@ -84,6 +84,7 @@ def defend(
     """
     from ine.embeddings.names import check_trigger
     from ine.files import check_free, check_suffix
+    from ine.inversion.steering import check_steering
     from ine.recipe import load_recipe
     from ine.studies.defend.prompts import prompts_for
     from ine.studies.defend.settings import check_search
@@ -94,6 +95,7 @@ def defend(
     check_trigger(out.stem)
     check_free(out, force)
     check_search(recipe.defence)
+    check_steering(recipe.inversion)
     prompts_for(recipe, seed)
     chosen = model.choose(recipe=recipe)
     given = {"target": target, "images": images, "skip_bad": skip_bad, "seed": seed, "out": out}

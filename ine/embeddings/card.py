@@ -38,6 +38,9 @@ FIGURES = (
     ("brings the concept back as a prompt (recovery)", "recovery"),
     ("concept left on the tuning prompts, with it as the negative", "tuning_left"),
     ("the same prompts undefended", "tuning_undefended"),
+    ("left by each of several inversions, of which the best was kept", "runs_left"),
+    ("guidance of these previews", "preview_guidance"),
+    ("its strength", "preview_strength"),
     ("strength chosen for the additive form", "strength"),
     ("rule that counted", "rule"),
 )

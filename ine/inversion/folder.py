@@ -17,7 +17,9 @@ UNITS = "pictures"
 IMAGES = "images"
 
 OURS = (
-    re.compile(rf"state(-[a-z]-of-\d+)?\.safetensors|{re.escape(SUMMARY)}|{re.escape(CACHE)}"),
+    re.compile(
+        rf"state(-run-\d+|-[a-z]-of-\d+)?\.safetensors|{re.escape(SUMMARY)}|{re.escape(CACHE)}"
+    ),
     # What `ine invert --clusters` of earlier versions left.
     re.compile(r"clusters\.json"),
     re.compile(rf"{UNITS}(/unit-\d+\.safetensors)?"),

@@ -68,6 +68,17 @@ class Inversion:
     steps: int
     """Optimiser steps that were taken."""
 
+    run: int = 1
+    """Which of several inversions it is, from 1."""
+
+    runs: tuple["Inversion", ...] = ()
+    """All of them, in order, this one too; none where there was only this."""
+
+    @property
+    def all_steps(self) -> int:
+        """Optimiser steps that were taken in all runs."""
+        return sum(one.steps for one in self.runs) if self.runs else self.steps
+
 
 MakePreview = Callable[[list[torch.Tensor], int], Preview]
 """`(vectors, finished steps) -> Preview`."""

@@ -51,6 +51,13 @@ class Progress:
     loss: float
     lr: float
     previews: tuple[Preview, ...]
+    run: int = 1
+    """Which inversion of the recipe's `runs` it is, from 1."""
+
+    @property
+    def done(self) -> int:
+        """Steps of all runs up to here, as if none of them had ended early."""
+        return (self.run - 1) * self.steps + self.step
 
 
 def batch_loss(

@@ -24,6 +24,7 @@ from ine.guidance.negative import Negative
 from ine.guidance.protocol import Guidance, Prompts, Session
 from ine.inversion.concept import share_with
 from ine.inversion.history import Preview
+from ine.inversion.steering import steering
 from ine.models.parts import DiffusionParts
 from ine.recipe import ConceptRecipe, pairs
 from ine.runtime import seed_for
@@ -128,8 +129,8 @@ class Unguarded:
 class Previews:
     """The `preview` function of `invert` for a recipe.
 
-    Left: the share with the concept on the recipe's tuning prompts, vectors as the negative of
-    plain guidance. Preservation: likeness of pictures of benign tuning prompts to undefended ones
+    Left: the share with the concept on the recipe's tuning prompts, vectors as the negative of its
+    preview guidance. Preservation: likeness of pictures of benign tuning prompts to undefended ones
     of the same seed. Without tuning prompts only recovery is measured: vectors as the prompt.
     """
 
@@ -146,13 +147,13 @@ class Previews:
             recovery = self.recovery(vectors)
             return Preview(step=step, recovery=recovery, left=None, undefended=None)
         embedding = new_embedding(tuple(vectors), self.trigger, self.recipe.name)
-        negative = self.unwanted.joined(embedding)
+        defence = steering(self.recipe.inversion, self.unwanted.joined(embedding))
         return Preview(
             step=step,
             recovery=None,
             undefended=self.undefended,
-            left=self.left(negative),
-            preservation=self.preservation(negative),
+            left=self.left(defence),
+            preservation=self.preservation(defence),
         )
 
     def recovery(self, vectors: Sequence[torch.Tensor]) -> float:
@@ -162,23 +163,23 @@ class Previews:
         pictures = revive(self.parts, self.recipe, vectors, *asked)
         return share_with(self.rule, self.detector, pictures)
 
-    def left(self, negative: Negative) -> float:
+    def left(self, guidance: Guidance) -> float:
         """Return the share with the concept on the tuning prompts."""
-        return share_with(self.rule, self.detector, self._pictures(self.implying, negative))
+        return share_with(self.rule, self.detector, self._pictures(self.implying, guidance))
 
-    def preservation(self, negative: Negative) -> float | None:
+    def preservation(self, guidance: Guidance) -> float | None:
         """Return the preservation on benign tuning prompts; None without two different ones."""
         before = self.unguarded
         if before is None:
             return None
-        features = self._features(negative)
+        features = self._features(guidance)
         cosines = (features * before.features).sum(1)
         return float(rescaled_cosine(cosines, before.floor).mean())
 
     @cached_property
     def undefended(self) -> float:
         """The share with the concept on the tuning prompts without the vectors."""
-        return self.left(self.unwanted)
+        return self.left(ClassifierFree(self.unwanted))
 
     @cached_property
     def unguarded(self) -> Unguarded | None:
@@ -191,7 +192,7 @@ class Previews:
         groups = [noun or prompt for prompt, noun in chosen]
         if len(set(groups)) < 2:
             return None
-        features = self._features(self.unwanted)
+        features = self._features(ClassifierFree(self.unwanted))
         floor = feature_floor(features, groups)
         if floor > 1 - SAME:
             raise RecipeError(
@@ -240,10 +241,9 @@ class Previews:
             seeds=tuple(seed_for(self.seed, name, i) for i in range(count)),
         )
 
-    def _pictures(self, cases: Cases, negative: Negative) -> np.ndarray:
-        guidance = ClassifierFree(negative)
+    def _pictures(self, cases: Cases, guidance: Guidance) -> np.ndarray:
         return in_units(self.parts, cases.prompts, cases.seeds, guidance, self.settings)
 
-    def _features(self, negative: Negative) -> np.ndarray:
-        pictures = self._pictures(self.benign, negative)
+    def _features(self, guidance: Guidance) -> np.ndarray:
+        pictures = self._pictures(self.benign, guidance)
         return PictureFeatures(self.detector).features(pictures).astype(np.float64)

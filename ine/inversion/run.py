@@ -12,12 +12,14 @@ from ine.embeddings.embedding import ConceptEmbedding, new_embedding, write_embe
 from ine.embeddings.names import check_trigger
 from ine.files import check_free, check_suffix, sha256_of, write_json
 from ine.inversion.folder import check_ours, drop_others, remove_folder
-from ine.inversion.header import image_steps, metadata_of
-from ine.inversion.history import Inversion
+from ine.inversion.header import image_steps, metadata_of, run_summary
+from ine.inversion.history import Inversion, read_state
 from ine.inversion.images import ConceptPictures
 from ine.inversion.invert import Progress, invert
 from ine.inversion.preview import Previews
+from ine.inversion.runs import best_of_runs, run_seed, run_state
 from ine.inversion.sources import OnPictures, RunOptions, concept_pictures, picture_key
+from ine.inversion.steering import check_steering
 from ine.inversion.templates import check_room
 from ine.models.parts import DiffusionParts
 from ine.recipe import ConceptRecipe
@@ -47,8 +49,8 @@ class Prepared:
     """What the pictures depend on."""
 
     def invert(self, on_step: Callable[[Progress], None] | None = None) -> Inversion:
-        """Learn the vectors; the state is kept in the run folder."""
-        recipe, options = self.recipe, self.options
+        """Learn the vectors in all runs of the recipe; states are kept in the run folder."""
+        recipe, options, spec = self.recipe, self.options, self.recipe.inversion
         previews = Previews(
             parts=self.unlearned,
             recipe=recipe,
@@ -57,18 +59,25 @@ class Prepared:
             trigger=options.trigger,
             seed=options.seed,
         )
-        result = invert(
-            self.unlearned,
-            self.pictures,
-            recipe.inversion,
-            trigger=options.trigger,
-            seed=options.seed,
-            plural=recipe.plural,
-            preview=previews,
-            state=options.folder / "state.safetensors",
-            key=state_key(self.unlearned, recipe, self.key, options.trigger),
-            on_step=on_step,
-        )
+        keys = state_keys(self.unlearned, recipe, self.key, options.trigger)
+        for run, key in enumerate(keys, 1):
+            read_state(run_state(options.folder, run), key)  # another run's is refused before work
+
+        def once(run: int, on_step: Callable[[Progress], None]) -> Inversion:
+            return invert(
+                self.unlearned,
+                self.pictures,
+                spec,
+                trigger=options.trigger,
+                seed=run_seed(options.seed, run),
+                plural=recipe.plural,
+                preview=previews,
+                state=run_state(options.folder, run),
+                key=keys[run - 1],
+                on_step=on_step,
+            )
+
+        result = best_of_runs(spec.runs, once, spec.target_preservation, on_step)
         kept = result.kept
         if kept is None or kept.recovery is not None:
             return result
@@ -104,6 +113,8 @@ class Prepared:
             "tuning_left": kept.left if kept else None,
             "tuning_undefended": kept.undefended if kept else None,
             "tuning_preservation": kept.preservation if kept else None,
+            "run": result.run,
+            "runs": [run_summary(one) for one in result.runs or (result,)],
         }
 
     def finish(self, summary: Summary) -> None:
@@ -113,16 +124,22 @@ class Prepared:
             remove_folder(self.options.folder)
 
 
-def state_key(
+def state_keys(
     unlearned: DiffusionParts, recipe: ConceptRecipe, picture_key: str, trigger: str
-) -> str:
-    """Return what an inversion's state depends on, 16 hex digits."""
-    return sha256_of(
+) -> tuple[str, ...]:
+    """Return what the state of each run of a recipe depends on, 16 hex digits.
+
+    How many runs there are is no part of it: more can be asked for later, finished ones are kept.
+    """
+    alone = recipe.inversion.model_copy(update={"runs": 1})
+    own = [
         picture_key.encode(),
-        recipe.deciding,
+        recipe.model_copy(update={"inversion": alone}).deciding,
         exact_digest([unlearned.unet, *unlearned.text_encoders]).encode(),
         trigger.encode(),
-    )[:16]
+    ]
+    later = [[b"run %d" % run] for run in range(2, recipe.inversion.runs + 1)]
+    return tuple(sha256_of(*own, *more)[:16] for more in [[], *later])
 
 
 def prepare(
@@ -147,13 +164,14 @@ def prepare(
     check_suffix(options.out)
     check_free(options.out, options.force)
     check_room(base, recipe, options.trigger)
+    check_steering(recipe.inversion)
     if options.purge:
         check_ours(options.folder)
     rule = find_rule(recipe.pictures.rule)
     key = picture_key(base, recipe, options)
     detector = detector or load_detector(rule.detector)
     if options.force:
-        drop_others(options.folder, key, [state_key(unlearned, recipe, key, options.trigger)])
+        drop_others(options.folder, key, state_keys(unlearned, recipe, key, options.trigger))
     pictures, counts = concept_pictures(base, recipe, options, detector, key, on_pictures)
     return Prepared(
         base=base,

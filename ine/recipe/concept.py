@@ -61,7 +61,8 @@ class ConceptRecipe(Section):
     @property
     def deciding(self) -> bytes:
         """Return the recipe as JSON, without the sections that decide no vectors and no weights."""
-        return self.model_dump_json(exclude={"defence", "observe"}).encode()
+        left_out = {"defence": True, "observe": True, "inversion": self.inversion.by_default}
+        return self.model_dump_json(exclude=left_out).encode()
 
     def fill(self, template: str, noun: str) -> str:
         """Return a template with its noun and the right article; see `fill`."""

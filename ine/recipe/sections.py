@@ -126,6 +126,30 @@ class InversionSettings(Section):
     patience: Annotated[int, Field(ge=0)] = 0
     """Previews in a row without better vectors after which the inversion ends; 0 for all steps."""
 
+    runs: Count = 1
+    """Inversions that are made, each with a seed of its own; the best by its previews is kept."""
+
+    preview_guidance: str = "cfg"
+    """How the vectors act as the negative of previews, a name in `ine.guidance.table.METHODS`."""
+
+    preview_strength: Strength | None = None
+    """Strength of that guidance in previews; None is the method's own."""
+
+    @property
+    def all_steps(self) -> int:
+        """Optimiser steps of all runs, if none ends early."""
+        return self.steps * self.runs
+
+    @property
+    def by_default(self) -> set[str]:
+        """The fields that joined after files with a recipe's hash, where they change nothing."""
+        added = ("runs", "preview_guidance", "preview_strength")
+        return {name for name in added if getattr(self, name) == _default(name)}
+
+
+def _default(name: str) -> object:
+    return InversionSettings.model_fields[name].default
+
 
 class Tuning(Section):
     """Prompts on which choices are made; figures are reported on others."""

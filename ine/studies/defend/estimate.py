@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from ine.guidance.negative import Negative
+from ine.inversion.steering import steering
 from ine.models.parts import DiffusionParts
 from ine.recipe import ConceptRecipe
 from ine.sampling import SamplerSettings, run_unet
@@ -60,16 +62,13 @@ def stages_of(
     settings = sum(len(s) or 1 for s in search.guidances.values()) * len(search.windows)
     opened = tuning[IMPLYING] + math.ceil(max(search.false_open) * tuning[BENIGN])
     held_back = sum(map(len, prompts.held_back.values()))
-    previews = math.ceil(spec.steps / spec.preview_every)
-    shown = spec.preview_pictures * (2 * previews + 1)
     kinds = 2 if search.learn_from == "vectors" else 1
-    preview_steps = recipe.tuning.steps if recipe.tuning else 20
     return (
         Stage(name="concept pictures", rows=0 if given_images else 2 * made.steps * made.count),
         Stage(
-            name="inversion",
-            rows=2 * preview_steps * shown,
-            trained=spec.steps * spec.batch * spec.accumulation,
+            name="inversion" if spec.runs == 1 else f"{spec.runs} inversions",
+            rows=_preview_rows(recipe),
+            trained=spec.all_steps * spec.batch * spec.accumulation,
         ),
         Stage(name="pictures for the probe", rows=kinds * search.examples * (2 * steps + 2)),
         Stage(name="undefended tuning pictures", rows=2 * steps * looked),
@@ -77,6 +76,16 @@ def stages_of(
         Stage(name=f"{settings} settings, steered pictures", rows=3 * steps * settings * opened),
         Stage(name="held-back pictures", rows=9 * steps * held_back),
     )
+
+
+def _preview_rows(recipe: ConceptRecipe) -> int:
+    """Return the rows of all previews of an inversion."""
+    spec, tuning = recipe.inversion, recipe.tuning
+    steps, scale = (tuning.steps, tuning.guidance_scale) if tuning else (20, 7.5)
+    guided = steering(spec, Negative()).cost(scale, steps).nfe
+    previews = spec.runs * math.ceil(spec.steps / spec.preview_every)
+    # Both kinds of prompts undefended, and the recovery of what is kept, under plain guidance.
+    return math.ceil(spec.preview_pictures * (3 * 2 * steps + 2 * previews * guided))
 
 
 def measure_speed(parts: DiffusionParts, sampler: SamplerSettings, batch: int) -> Speed:

@@ -18,7 +18,7 @@ from ine.studies.defend.job import SECOND_JUDGES, Job
 from ine.studies.defend.prompts import BENIGN, IMPLYING
 from ine.studies.defend.settings import Tried, Tuning
 from ine.studies.defend.tuning import EMBEDDING, run_in
-from ine.studies.defend.tuning_page import tuning_drawing, tuning_table
+from ine.studies.defend.tuning_page import runs_tables, tuning_drawing, tuning_table
 from ine.studies.reading import GridResult, Rows, blur_for, figure_table, picture_grid
 
 WORDS, ALWAYS, DEFENCE = "words", "always", "defence"
@@ -135,7 +135,7 @@ def write_defence_report(
             ),
             Section(
                 "How it was chosen",
-                tables=[tuning_table(job, tuning)],
+                tables=[tuning_table(job, tuning), *runs_tables(job, embedding)],
                 drawings=[tuning_drawing(job, tuning)],
             ),
         ],

@@ -21,7 +21,8 @@ from ine.guidance.gates import Window
 from ine.guidance.recommended import PREFIX, Recommendation
 from ine.guidance.table import METHODS
 from ine.inversion.folder import remove_folder
-from ine.inversion.run import picture_key, run_inversion, state_key
+from ine.inversion.run import picture_key, run_inversion, state_keys
+from ine.inversion.steering import check_steering
 from ine.studies.defend.job import Job
 from ine.studies.defend.looks import Looks, look
 from ine.studies.defend.prompts import BENIGN, IMPLYING
@@ -96,6 +97,7 @@ def check_job(job: Job) -> None:
     check_free(job.out, job.force)
     check_model(job.parts)
     check_search(job.recipe.defence)
+    check_steering(job.recipe.inversion)
     _ = job.prompts
     if job.gate.exists() and not job.force:
         made = job.made_gate
@@ -107,13 +109,14 @@ def inverted(job: Job, detector: Detector) -> ConceptEmbedding:
     """Return the embedding, inverted where the work folder does not have it."""
     recipe, file, options = job.recipe, job.made_embedding, job.inversion
     made = job.folder / "inverted.json"
-    key = state_key(job.parts, recipe, picture_key(job.base, recipe, options), options.trigger)
+    pictures = picture_key(job.base, recipe, options)
+    key = " ".join(state_keys(job.parts, recipe, pictures, options.trigger))
     if file.exists() and _key_in(made) == key:
         return read_embedding(file)
     bar = job.watch.bar
     with (
         bar(recipe.pictures.count, "concept pictures") as pictures,
-        bar(recipe.inversion.steps, "inversion") as steps,
+        bar(recipe.inversion.all_steps, "inversion") as steps,
     ):
         embedding, _, _ = run_inversion(
             job.base,
@@ -122,7 +125,7 @@ def inverted(job: Job, detector: Detector) -> ConceptEmbedding:
             options,
             detector,
             on_pictures=lambda tried, kept, wanted: pictures(min(kept, wanted)),
-            on_step=lambda progress: steps(progress.step),
+            on_step=lambda progress: steps(progress.done),
         )
     write_json(made, {"key": key})
     return embedding

@@ -1,6 +1,8 @@
 """How a defence was chosen, for its report: every setting on the tuning prompts."""
 
+from ine.embeddings.embedding import ConceptEmbedding
 from ine.guidance.table import METHODS
+from ine.inversion.header import runs_in
 from ine.report.frontier import Curve, Point, frontier_svg
 from ine.report.values import Drawing, Entry, Table
 from ine.studies.defend.job import Job
@@ -34,6 +36,32 @@ def tuning_table(job: Job, tuning: Tuning) -> Table:
         notes=["By the detector of choices, on the prompts of choices: better than on others."],
         better={f"{concept} left": "low"},
     )
+
+
+def runs_tables(job: Job, embedding: ConceptEmbedding) -> list[Table]:
+    """Return what the best preview of each inversion measured; nothing where there was one."""
+    found, about = runs_in(embedding.metadata), embedding.metadata
+    if not found:
+        return []
+    spec, chosen = job.recipe.inversion, about["ine.run"]
+    strength = "" if spec.preview_strength is None else f", strength {spec.preview_strength:g}"
+    return [
+        Table(
+            title="Inversions",
+            caption=f"{len(found)} seeds; run {chosen} was chosen, by previews on tuning prompts.",
+            columns=["run", *found[0]],
+            rows=[
+                [f"{run}{' (chosen)' if str(run) == chosen else ''}", *one.values()]
+                for run, one in enumerate(found, 1)
+            ],
+            notes=[
+                f"Of each run the preview that was kept: {spec.preview_pictures} pictures of a "
+                f"kind, under {spec.preview_guidance}{strength} without a gate; undefended "
+                f"{about.get('ine.tuning_undefended', 'not measured')}."
+            ],
+            better={"left": "low"},
+        )
+    ]
 
 
 def tuning_drawing(job: Job, tuning: Tuning) -> Drawing:
