@@ -43,6 +43,7 @@ SMALL = (
     "inversion.batch=1",
     "inversion.preview_every=2",
     "inversion.preview_pictures=2",
+    "inversion.runs=1",
     "tuning.steps=4",
     "tuning.scheduler=ddim",
     "defence.guidances={cfg: [], additive: [200, 2000]}",
@@ -392,6 +393,16 @@ def test_models_of_few_steps_are_refused_by_name(job_in, tmp_path, monkeypatch):
     job = replace(job_in(tmp_path), base=parts, parts=parts)
     with pytest.raises(IneError, match="is a model of few steps"):
         run_defend(job)
+
+
+def test_the_report_says_what_each_of_several_inversions_left(judged, job_in, again):
+    recipe = load_recipe("fire", [*SMALL, "inversion.runs=2"])
+    found = run_defend(job_in(again, recipe=recipe, force=True))
+    about = read_embedding(found.embedding).metadata
+    assert about["ine.runs"] == "2"
+    assert len(about["ine.runs_left"].split()) == 2
+    page = (found.report.parent / "report.md").read_text()
+    assert f"2 seeds; run {about['ine.run']} was chosen" in page
 
 
 # ------------------------------------------------------------------------------------ the command

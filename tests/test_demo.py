@@ -23,6 +23,7 @@ TINY = (
     "inversion.steps=2",
     "inversion.preview_every=2",
     "inversion.preview_pictures=2",
+    "inversion.runs=1",
     "erase.esd.iterations=1",
     "defence.guidances={additive: [3]}",
     "defence.windows=[[0, 0.6]]",

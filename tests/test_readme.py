@@ -237,7 +237,7 @@ def test_the_steps_of_the_quickstart_run(place, run_ine, tiny_folder, monkeypatc
         monkeypatch.setitem(DETECTORS, name, LeftJudge)
     inversion = [
         *("pictures.count=4", "pictures.steps=2", "inversion.steps=2", "tuning.steps=2"),
-        *("inversion.preview_every=2", "inversion.preview_pictures=2"),
+        *("inversion.preview_every=2", "inversion.preview_pictures=2", "inversion.runs=2"),
         *("pictures.scheduler=ddim", "tuning.scheduler=ddim"),
     ]
     defence = [

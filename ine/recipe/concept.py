@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -61,8 +61,8 @@ class ConceptRecipe(Section):
     @property
     def deciding(self) -> bytes:
         """Return the recipe as JSON, without the sections that decide no vectors and no weights."""
-        left_out = {"defence": True, "observe": True, "inversion": self.inversion.by_default}
-        return self.model_dump_json(exclude=left_out).encode()
+        unsaid: Any = {"defence": True, "observe": True, "inversion": self.inversion.by_default}
+        return self.model_dump_json(exclude=unsaid).encode()
 
     def fill(self, template: str, noun: str) -> str:
         """Return a template with its noun and the right article; see `fill`."""

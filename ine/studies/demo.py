@@ -37,6 +37,7 @@ QUICK = (
     *("defence.guidances={additive: [8]}", "defence.windows=[[0, 0.6]]"),
     *("defence.false_open=[0.05]", "defence.look_ahead=5"),
     *("defence.examples=64", "defence.pictures=32", "defence.benign=40"),
+    *("inversion.runs=2", "inversion.preview_pictures=24"),
 )
 """Overrides of the recipe that fit the demo into two minutes on two cores."""
 

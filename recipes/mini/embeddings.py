@@ -23,15 +23,21 @@ CARD = """# {trigger} for `mini` unlearned by {eraser}
 |---|---|
 | made by | `ine unlearn --concept {concept} --method {method} --out unet.safetensors`, then `ine invert --concept {concept} --unet unet.safetensors` |
 | use | the word `{trigger}` in the negative, with these unlearned weights over `mini` |
-| kept at step | {kept} of {steps} |
+| kept at step | {kept} of {steps}, of the best of {runs} inversions |
 | recovery, as a prompt | {recovery} |
-| left on the tuning prompts, plain guidance | {left} (undefended {undefended}) |
+| left on the tuning prompts, {guided} | {left} (undefended {undefended}) |
 | seed | {seed} |
 
 Figures on held-back prompts are in [docs/results.md](../../docs/results.md). The vectors belong to a
 stand-in concept of a model of pictograms. Used as a *prompt* they bring the concept back; that
 holds for every inverted embedding, so keep those of real harms private.
 """  # noqa: E501 - a table row cannot be broken
+
+
+def guided(spec):
+    """Return how previews used the vectors, in words."""
+    at = "" if spec.preview_strength is None else f" at strength {spec.preview_strength:g}"
+    return f"guidance {spec.preview_guidance}{at}"
 
 
 def run(world, work):
@@ -69,6 +75,8 @@ def run(world, work):
             left=about["ine.tuning_left"],
             undefended=about["ine.tuning_undefended"],
             seed=about["ine.seed"],
+            runs=about.get("ine.runs", 1),
+            guided=guided(recipe.inversion),
         )
         (folder / "README.md").write_text(card)
         rows.append(

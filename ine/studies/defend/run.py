@@ -109,8 +109,8 @@ def inverted(job: Job, detector: Detector) -> ConceptEmbedding:
     """Return the embedding, inverted where the work folder does not have it."""
     recipe, file, options = job.recipe, job.made_embedding, job.inversion
     made = job.folder / "inverted.json"
-    pictures = picture_key(job.base, recipe, options)
-    key = " ".join(state_keys(job.parts, recipe, pictures, options.trigger))
+    made_from = picture_key(job.base, recipe, options)
+    key = " ".join(state_keys(job.parts, recipe, made_from, options.trigger))
     if file.exists() and _key_in(made) == key:
         return read_embedding(file)
     bar = job.watch.bar
