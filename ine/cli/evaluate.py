@@ -77,6 +77,7 @@ class Shard(click.ParamType):
     metavar="I/N",
     help="Do only part I (from 0) of N of the work; the process that completes the grid scores it.",
 )
+@options.overrides
 @options.force
 @options.device
 @options.dtype
@@ -89,6 +90,7 @@ def evaluate(
     limit: int | None,
     only: tuple[str, ...],
     shard: tuple[int, int] | None,
+    overrides: tuple[str, ...],
     force: bool,
     device: str,
     dtype: str,
@@ -109,7 +111,7 @@ def evaluate(
     from ine.report.grid import write_grid_report
     from ine.runtime import process_place
 
-    file = load_grid(grid)
+    file = load_grid(grid, overrides)
     folder = out or Path("ine-evaluate") / file.grid.name
     if dry_run:
         given: dict[str, Any] = {

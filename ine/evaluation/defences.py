@@ -9,9 +9,11 @@ from ine.errors import RecipeError
 from ine.evaluation.cells import Configuration
 from ine.evaluation.grid import ANY, GridGuidance, GridNegative, named
 from ine.evaluation.grid_file import GridFile
+from ine.guidance.applied import RECOMMENDED, Overrides, applied
 from ine.guidance.behind import behind
 from ine.guidance.gate_file import Calibration, read_calibration
 from ine.guidance.gates import Gated, Window
+from ine.guidance.given import GivenEmbedding
 from ine.guidance.method import SettingValue
 from ine.guidance.negative import Negative
 from ine.guidance.observed_settings import RUNNING
@@ -69,6 +71,8 @@ class Defences:
         file = self.file
         given = named(file.grid.guidances, cell.guidance)
         negative = self.negative(named(file.grid.negatives, cell.negative), cell.model)
+        if given.as_recommended:
+            return self._recommended(given, negative, cell)
         settings = self._settings(given)
         if cell.strength is not None:
             settings["strength"] = cell.strength
@@ -87,6 +91,32 @@ class Defences:
         # A strength that is not set cannot be multiplied; found out here.
         _ = found.attempts
         return found
+
+    def _recommended(self, given: GridGuidance, negative: Negative, cell: Configuration) -> Guidance:
+        """Return what the files of a negative recommend, but for what the entry says."""
+        files = {embedding.digest: path for path, embedding in self.embeddings.items()}
+        own = [GivenEmbedding.of(e, files[e.digest]) for e in negative.embeddings]
+        if not any(one.recommendation for one in own):
+            raise RecipeError(
+                "none of its embeddings recommends a defence; make them with ine defend, or name "
+                "method and gate"
+            )
+        overrides = Overrides(
+            guidance=None if given.method == RECOMMENDED else given.method,
+            strength=cell.strength,
+            preset=given.preset,
+            settings=given.settings,
+            window=Window(*given.window) if given.window else None,
+            late=not given.look_ahead,
+            ladder=given.restart,
+        )
+        found = applied(own, overrides, negative.text)
+        if given.gate and not found.gates:
+            raise RecipeError("none of its embeddings recommends a gate; make them with ine defend")
+        if len(found.gates) == 1:
+            [(self.calibrations[cell], _)] = found.gates
+        _ = found.guidance.attempts
+        return found.guidance
 
     def _observed(
         self, guidance: VlDnp, settings: Mapping[str, SettingValue], window: Window | None

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from ine.guidance.applied import RECOMMENDED
 from ine.guidance.restart import LADDER
 from ine.recipe.sections import Count, Names, Share
 from ine.refining.settings import Query
@@ -121,13 +122,16 @@ class GridGuidance(Section):
 
     name: Name
     method: str = "cfg"
+    """A name of `ine.guidance.table.METHODS`, or "recommended": as the embeddings' files say."""
+
     preset: str | None = None
     settings: dict[str, bool | int | float | str] = Field(default_factory=dict)
     strengths: tuple[Strength, ...] = ()
     """Each is a separate configuration; without any, the method's default strength is used."""
 
     gate: OneFile = Field(default_factory=dict)
-    """A file of `ine calibrate`, or {model, "*/negative" or "model/negative": file}."""
+    """A file of `ine calibrate`, or {model, "*/negative" or "model/negative": file}; "recommended"
+    is the one beside each embedding, with the part of the run that the embedding's file states."""
 
     look_ahead: bool = True
     """Whether the gate decides before the first step, where its file knows how; else at half the
@@ -150,6 +154,11 @@ class GridGuidance(Section):
     negatives: OneOrMore = ()
     """Only these negatives, by name or group; all without any. "none", with `refine`, refines what
     the model makes without a negative."""
+
+    @property
+    def as_recommended(self) -> bool:
+        """Return whether the embeddings' files say what their negative does, or where."""
+        return RECOMMENDED in (self.method, *self.gate.values())
 
     @property
     def is_alone(self) -> bool:

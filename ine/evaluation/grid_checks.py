@@ -8,6 +8,7 @@ from ine.detectors.rules import find_rule
 from ine.errors import IneError, did_you_mean
 from ine.evaluation.grid import ANY, KEPT_SUBJECT, MEASURES, NONE, Grid, GridGuidance
 from ine.evaluation.similarity import is_lpips
+from ine.guidance.applied import RECOMMENDED
 from ine.guidance.gates import Window
 from ine.guidance.table import find_method
 from ine.prompts.screening import is_refused
@@ -95,7 +96,10 @@ def _guidances(file: _Checked) -> Iterator[str]:
         at = f"{file.at('guidances', number)}guidance {guidance.name!r}: "
         if guidance.name == NONE:
             yield f"{at}the undefended model is there by itself; leave it out"
-        if problem := _refusal(find_method, guidance.method):
+        if guidance.as_recommended and (problem := _recommended(guidance)):
+            yield f"{at}{problem}"
+            continue
+        if guidance.method != RECOMMENDED and (problem := _refusal(find_method, guidance.method)):
             yield f"{at}{problem}"
             continue
         for problem in (
@@ -112,7 +116,26 @@ def _guidances(file: _Checked) -> Iterator[str]:
         yield f"{file.at('negatives')}negatives: there is no guidance by which they act"
 
 
+def _recommended(guidance: GridGuidance) -> str:
+    """Return what does not go together with what files recommend, "" where all does."""
+    if guidance.refine:
+        return f"{RECOMMENDED}: refine goes with a method and a gate that are named"
+    if len(set(guidance.gate.values())) > 1:
+        return f"gate: give {RECOMMENDED} for all negatives, or a file for each"
+    if guidance.method != RECOMMENDED:
+        return ""
+    stated = [n for n in ("preset", "settings", "strengths", "gate") if getattr(guidance, n)]
+    if stated:
+        return (
+            f"method {RECOMMENDED} is as each file says; leave {', '.join(stated)} out, or name "
+            f"the method, with gate: {RECOMMENDED}"
+        )
+    return ""
+
+
 def _strengths(guidance: GridGuidance) -> Iterator[str]:
+    if guidance.method == RECOMMENDED:
+        return
     method = find_method(guidance.method)
     if guidance.strengths and not method.strengths:
         yield f"{method.name} has no strength of its own; leave strengths out"

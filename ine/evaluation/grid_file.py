@@ -1,5 +1,6 @@
 """A grid file that was read and checked: the grid, where it came from, and its concept."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from ine.evaluation.grid import Grid, with_rounds
 from ine.evaluation.grid_checks import problems_of
 from ine.files import sha256_of, shipped
 from ine.recipe import ConceptRecipe, load_recipe
+from ine.recipe.loading import with_overrides
 from ine.yaml_files import KeyPath, load_yaml, place_of, validated
 
 
@@ -62,10 +64,14 @@ def list_grids() -> dict[str, Path]:
     return {p.stem: p for kind in ("grids", "paper") for p in sorted(folder.glob(f"{kind}/*.yaml"))}
 
 
-def load_grid(name_or_path: str | Path) -> GridFile:
+def load_grid(name_or_path: str | Path, overrides: Sequence[str] = ()) -> GridFile:
     """Return the checked `GridFile` of a YAML file or a shipped grid's name.
 
     Files that it names are looked at later, by `ine.evaluation.expand.expand`.
+
+    Args:
+        name_or_path: The file, or the name.
+        overrides: Texts "section.key=value" as `--set` takes them.
 
     Raises:
         RecipeError: It cannot be read, or is wrong; all that is wrong is named, with lines.
@@ -77,7 +83,7 @@ def load_grid(name_or_path: str | Path) -> GridFile:
     if not path.is_file():
         hint = did_you_mean(path.name, known)
         raise RecipeError(f"{path}: no such grid file{hint}; shipped: {', '.join(known) or 'none'}")
-    file = load_yaml(path)
+    file = with_overrides(load_yaml(path), overrides)
     grid = validated(Grid, file.data, path, file.places)
     found = GridFile(grid=grid, path=path, text=file.text, places=file.places)
     if grid.concept:

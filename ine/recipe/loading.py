@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from ine.files import shipped, user_path
 from ine.recipe.concept import ConceptRecipe
 from ine.yaml_files import (
     Places,
+    YamlFile,
     load_yaml,
     place_of,
     read_yaml,
@@ -34,7 +36,22 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Conc
     Raises:
         RecipeError: Unknown name, unreadable file, or wrong fields, all listed at once.
     """
-    file = load_yaml(find_recipe(name_or_path))
+    file = with_overrides(load_yaml(find_recipe(name_or_path)), overrides)
+    return check_recipe(file.data, file.path, file.places)
+
+
+def with_overrides(file: YamlFile, overrides: Sequence[str]) -> YamlFile:
+    """Return a file with values replaced, in its data, its text and its places.
+
+    Args:
+        file: As it was read; its data are changed.
+        overrides: Texts "section.key=value", values parsed as YAML.
+
+    Raises:
+        RecipeError: One has another form, goes through a value that is no section, or is not YAML.
+    """
+    if not overrides:
+        return file
     places = file.places
     for override in overrides:
         path = apply_override(file.data, override)
@@ -42,7 +59,7 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Conc
         places = {key: line for key, line in places.items() if key[: len(path)] != path}
         for end in range(1, len(path) + 1):
             places.setdefault(path[:end], f"--set {'.'.join(path)}")
-    return check_recipe(file.data, file.path, places)
+    return replace(file, text=yaml_text(file.data), places=places)
 
 
 def find_recipe(name_or_path: str | Path) -> Path:
@@ -112,5 +129,9 @@ def check_recipe(data: Any, where: str | Path, places: Places | None = None) -> 
 
 def recipe_yaml(recipe: ConceptRecipe) -> str:
     """Return the resolved recipe as YAML that loads to an equal value."""
-    data = recipe.model_dump(mode="json")
+    return yaml_text(recipe.model_dump(mode="json"))
+
+
+def yaml_text(data: dict[str, Any]) -> str:
+    """Return plain values as YAML, in their order."""
     return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=100)
