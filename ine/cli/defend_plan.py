@@ -23,6 +23,7 @@ def sampler_for(
     if tuning is not None:
         sampling = replace(
             sampling,
+            scheduler=sampling.scheduler or tuning.scheduler,
             steps=sampling.steps or tuning.steps,
             guidance_scale=sampling.guidance_scale or tuning.guidance_scale,
         )

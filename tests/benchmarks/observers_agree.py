@@ -51,7 +51,7 @@ def share(hits):
     if not hits:
         return "-"
     rate = wilson(sum(hits), len(hits))
-    return f"{rate.share:.3f} [{rate.low:.3f}, {rate.high:.3f}] (N {rate.count})"
+    return f"{rate.share:.3f} [{rate.low:.3f}, {rate.high:.3f}] (N {rate.trials})"
 
 
 def rows_of(said, truth):
