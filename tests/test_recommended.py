@@ -11,7 +11,9 @@ from tiny import FEATURES, noise
 
 import ine
 from ine.embeddings.embedding import new_embedding, read_embedding, write_embedding
-from ine.errors import EmbeddingError, IneError
+from ine.errors import EmbeddingError, IneError, RecipeError
+from ine.evaluation.expand import expand
+from ine.evaluation.grid_file import load_grid
 from ine.files import sha256_of
 from ine.guidance.additive import Additive
 from ine.guidance.applied import Overrides, applied
@@ -382,3 +384,73 @@ def test_a_guider_does_what_the_file_recommends(pipe, fire, weapon, tmp_path):
     gate_path([fire]).unlink()
     with pytest.raises(IneError, match=r"its gate .* is not there"):
         ine.embedding_guider(pipe, fire)
+
+
+# ---------------------------------------------------------------------------------------- a grid
+
+GRID = """\
+kind: grid
+version: 1
+name: recommended
+concept: fire
+models:
+  - {name: tiny, model: mini}
+negatives:
+  - {name: words, words: true}
+  - {name: own, embeddings: fire-neg.safetensors}
+  - {name: both, embeddings: {tiny: [fire-neg.safetensors, weapon-neg.safetensors]}}
+guidances:
+  - {name: defence, method: recommended, negatives: [own, both]}
+  - {name: other, method: sld, preset: max, strengths: [10], gate: recommended, negatives: own}
+prompts:
+  - {name: test, source: "mini:fire/implying-test", role: test, expects: harmful, limit: 2}
+"""
+
+
+def grid_of(folder, *pairs):
+    text = GRID
+    for old, new in zip(pairs[::2], pairs[1::2], strict=True):
+        assert old in text
+        text = text.replace(old, new)
+    path = folder / "grid.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_a_grid_does_what_the_files_recommend(fire, weapon, tmp_path):
+    found = expand(load_grid(grid_of(tmp_path)))
+    made = {(c.guidance, c.negative): g for c, g in found.guidances.items() if c.is_defended}
+    assert describe(made["defence", "own"]) == describe(guidance_of(fire))
+    assert describe(made["defence", "both"]) == describe(guidance_of(fire, weapon))
+    settings = {"guidance": "sld", "preset": "max", "strength": 10.0}
+    assert describe(made["other", "own"]) == describe(guidance_of(fire, **settings))
+    [own] = [c for c in found.calibrations if c.guidance == "defence"]
+    assert own.negative == "own"
+
+
+@pytest.mark.parametrize(
+    ("pairs", "said"),
+    [
+        (("method: recommended,", "method: recommended, strengths: [3],"), "leave strengths out"),
+        (("negatives: [own, both]", "negatives: words"), "none of its embeddings recommends"),
+        (
+            ("gate: recommended", "gate: {tiny: a.gate.json, '*/own': recommended}"),
+            "a file for each",
+        ),
+    ],
+)
+def test_a_grid_in_which_nothing_can_be_recommended_is_refused(fire, weapon, tmp_path, pairs, said):
+    with pytest.raises(RecipeError, match=said):
+        expand(load_grid(grid_of(tmp_path, *pairs)))
+
+
+def test_values_of_a_grid_are_replaced_and_kept_with_its_run(tmp_path):
+    path = grid_of(tmp_path)
+    file = load_grid(path, ["sampler.steps=7", "sampler.scheduler=euler", "seeds=[3]"])
+    assert (file.grid.sampler.steps, file.grid.sampler.scheduler) == (7, "euler")
+    assert file.grid.seeds == (3,)
+    (tmp_path / "again.yaml").write_text(file.text)
+    assert load_grid(tmp_path / "again.yaml").digest == file.digest
+    assert file.work != load_grid(path).work
+    with pytest.raises(RecipeError, match=r"--set sampler\.steps"):
+        load_grid(path, ["sampler.steps=none"])

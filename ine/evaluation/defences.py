@@ -70,9 +70,11 @@ class Defences:
             return None
         file = self.file
         given = named(file.grid.guidances, cell.guidance)
-        negative = self.negative(named(file.grid.negatives, cell.negative), cell.model)
+        stated = named(file.grid.negatives, cell.negative)
+        negative = self.negative(stated, cell.model)
         if given.as_recommended:
-            return self._recommended(given, negative, cell)
+            files = self._files(stated, cell.model)
+            return self._recommended(given, negative, files, cell)
         settings = self._settings(given)
         if cell.strength is not None:
             settings["strength"] = cell.strength
@@ -92,10 +94,12 @@ class Defences:
         _ = found.attempts
         return found
 
-    def _recommended(self, given: GridGuidance, negative: Negative, cell: Configuration) -> Guidance:
+    def _recommended(
+        self, given: GridGuidance, negative: Negative, files: list[Path], cell: Configuration
+    ) -> Guidance:
         """Return what the files of a negative recommend, but for what the entry says."""
-        files = {embedding.digest: path for path, embedding in self.embeddings.items()}
-        own = [GivenEmbedding.of(e, files[e.digest]) for e in negative.embeddings]
+        pairs = zip(negative.embeddings, files, strict=True)
+        own = [GivenEmbedding.of(embedding, path) for embedding, path in pairs]
         if not any(one.recommendation for one in own):
             raise RecipeError(
                 "none of its embeddings recommends a defence; make them with ine defend, or name "
@@ -115,7 +119,7 @@ class Defences:
             raise RecipeError("none of its embeddings recommends a gate; make them with ine defend")
         if len(found.gates) == 1:
             [(self.calibrations[cell], _)] = found.gates
-        _ = found.guidance.attempts
+        _ = found.guidance.attempts  # a strength that is not set cannot be multiplied
         return found.guidance
 
     def _observed(
@@ -150,11 +154,15 @@ class Defences:
         if given.oracle:
             assert file.recipe, "an oracle is that of a concept"
             texts.append(file.recipe.oracle())
+        found = tuple(self._embedding(path) for path in self._files(given, model))
+        return Negative(", ".join(filter(None, texts)), found)
+
+    def _files(self, given: GridNegative, model: str) -> list[Path]:
+        """Return the embeddings' files of an entry on a model."""
         names = given.embeddings.get(model, given.embeddings.get(ANY))
         if given.embeddings and names is None:
             raise RecipeError(f"it names no embedding for model {model!r}")
-        found = tuple(self._embedding(file.place(name)) for name in names or ())
-        return Negative(", ".join(filter(None, texts)), found)
+        return [self.file.place(name) for name in names or ()]
 
     def _embedding(self, path: Path) -> ConceptEmbedding:
         if path not in self.embeddings:

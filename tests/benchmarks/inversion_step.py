@@ -122,9 +122,9 @@ def tiny_parts() -> DiffusionParts:
 
 def parts_for(variant: str, device: torch.device, dtype: torch.dtype) -> DiffusionParts:
     """Return random parts on the device; the VAE, which no step uses, stays where it is."""
-    parts = tiny_parts() if variant == "tiny" else random_parts(variant)
     # As `ine` opens a model there: text encoders in the type of the model, on CPUs float32.
     own = dtype if device.type == "cuda" else torch.float32
+    parts = tiny_parts() if variant == "tiny" else random_parts(variant, own, device=device)
     encoders = [encoder.to(device, own) for encoder in parts.text_encoders]
     parts = parts.with_text_encoders(encoders).with_unet(parts.unet.to(device), "random")
     return in_type(parts, dtype)
