@@ -42,6 +42,11 @@ IMPOSSIBLE = {
     ("audit", "--skip-empty"): "its prompts are the recipe's",
     ("defend", "--column"): "its prompts are the recipe's",
     ("defend", "--skip-empty"): "its prompts are the recipe's",
+    ("defend", "--gate"): "its grids name their gates",
+    ("defend", "--no-gate"): "its grids name their gates",
+    ("defend", "--no-look-ahead"): "its grids name their gates",
+    ("compare", "--no-gate"): "its grids name their gates",
+    ("compare", "--no-look-ahead"): "its grids name their gates",
     ("defend", "--pictures"): "it leaves out rates that its pictures cannot tell",
     ("defend", "--false-open"): "it leaves out rates that its pictures cannot tell",
 }

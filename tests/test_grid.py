@@ -188,7 +188,8 @@ def test_the_shipped_grids_are_sound():
 
 def test_the_shipped_grid_expands_as_it_says(tmp_path):
     plan = prepare(load_grid("mini-fire"), tmp_path / "run", lenient=True)
-    assert len(plan.configurations) == 2 * (1 + 2 + 3 + 3 + 2 + 2)
+    # Words, and embeddings of three inversion seeds.
+    assert len(plan.configurations) == 3 * (1 + 4 + 3 * 6 + 6 + 4 * 4 + 4)
     assert all("fire-" in text for text in plan.missing)
     assert not (tmp_path / "run").exists()
 

@@ -60,6 +60,15 @@ IN_GRIDS = (
     ("--model", "another base for the grid's model,"),
     ("give --negative-strength", "give the guidance strengths"),
     ("a smaller --batch", "a smaller batch of the sampler"),
+    (
+        "give one with --gate FILE (in Python gate=...), or --no-gate to steer every picture (in "
+        "Python gate=None)",
+        "name a gate and a method in the guidance",
+    ),
+    ("give one of them, or --no-gate (in Python gate=None)", "give one of them"),
+    ("leave it or --no-gate out", "leave restart out"),
+    ("leave --no-look-ahead out", "leave look_ahead: false out"),
+    (", or leave --gate out", ""),
 )
 IN_OUTPUT_OF_REPORT = (
     ("choose another --out or free space", "free space, or work on a copy of the run"),
