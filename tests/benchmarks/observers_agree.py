@@ -56,7 +56,7 @@ def share(hits):
 
 def rows_of(said, truth):
     """Yield the cells of every row: a step, two observers, how they agree."""
-    steps = sorted({where[-1] for where in said}, key=str)
+    steps = sorted({where[-1] for where in said}, key=lambda step: (isinstance(step, int), step))
     names = sorted({name for one in said.values() for name in one})
     for step in steps:
         here = {where: one for where, one in said.items() if where[-1] == step}
