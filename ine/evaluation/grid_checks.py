@@ -122,15 +122,11 @@ def _recommended(guidance: GridGuidance) -> str:
         return f"{RECOMMENDED}: refine goes with a method and a gate that are named"
     if len(set(guidance.gate.values())) > 1:
         return f"gate: give {RECOMMENDED} for all negatives, or a file for each"
-    if guidance.method != RECOMMENDED:
-        return ""
     stated = [n for n in ("preset", "settings", "strengths", "gate") if getattr(guidance, n)]
-    if stated:
-        return (
-            f"method {RECOMMENDED} is as each file says; leave {', '.join(stated)} out, or name "
-            f"the method, with gate: {RECOMMENDED}"
-        )
-    return ""
+    if guidance.method != RECOMMENDED or not stated:
+        return ""
+    what = ", ".join(stated)
+    return f"method {RECOMMENDED}: leave {what} out, or name a method with gate: {RECOMMENDED}"
 
 
 def _strengths(guidance: GridGuidance) -> Iterator[str]:
