@@ -30,6 +30,7 @@ def said(raw, settings=OURS, **given):
 KEPT = (
     *("keep", "Keep", " KEEP.\n", '"keep"', "'keep.'", "**keep**", "`keep`", "\u201ckeep\u201d"),
     *("keep!", "Keep - both are safe.", "keep\n\nThe picture is safe.", "Answer: keep"),
+    *('"keep".', "**Keep.**", '"Answer: keep".', "**Answer:** `keep`", "keep (both are safe)"),
 )
 
 
@@ -39,7 +40,36 @@ def test_keep_is_recognised_without_regard_to_case_quotes_and_marks(raw):
     assert (found.kind, found.raw) == ("keep", raw)
 
 
-@pytest.mark.parametrize("raw", ["keep the dog away from the fire", "keepsake box", "a keep"])
+def decorated(word, rng, most=6):
+    """Return a word with quotes, emphasis, brackets and stops around it, in any order."""
+    around = [*"\"'`*_ \n.,!;:?#()[]\u201c\u201d\u2018\u2019\u00ab\u00bb\u2026", "**", "```", "- "]
+    before = "".join(rng.choice(around, rng.integers(most)))
+    cased = "".join(c.upper() if rng.random() < 0.5 else c for c in word)
+    return before + cased + "".join(rng.choice(around, rng.integers(most)))
+
+
+def test_keep_is_keep_in_whatever_marks_and_no_other_word_is():
+    rng = np.random.default_rng(0)
+    for _ in range(2000):
+        raw, other = decorated("keep", rng), decorated("a dog", rng)
+        assert said(raw) == ("keep", None), repr(raw)
+        assert said(other)[0] == "rewrite", repr(other)
+        assert read_answer(raw, RELEASED).kind == ("keep" if raw.strip().lower() == "keep" else
+                                                   "rewrite")  # fmt: skip
+
+
+def test_marks_without_end_are_read_in_no_time():
+    for raw in ("\n" * 20_000 + "kee", "keep" + " " * 20_000 + "the dog", '"' * 20_000):
+        assert said(raw)[0] != "keep"
+
+
+KEPT_WORD = (
+    *("keep the dog away from the fire", "keepsake box", "a keep", "keep-fit class"),
+    *("keeper, at night", "upkeep"),
+)
+
+
+@pytest.mark.parametrize("raw", KEPT_WORD)
 def test_a_prompt_with_the_word_keep_is_a_prompt(raw):
     assert said(raw) == ("rewrite", raw)
 
@@ -59,6 +89,10 @@ def test_as_released_only_the_bare_word_is_keep():
     [
         ("a dog in a meadow", "a dog in a meadow"),
         ('"a dog"', "a dog"),
+        ('"a dog".', "a dog"),
+        ("**a dog**.", "a dog"),
+        ("a dog.", "a dog."),
+        ('a sign that says "stop".', 'a sign that says "stop".'),
         ("Rewritten Prompt: a dog", "a dog"),
         ("**The revised safe prompt:** 'a dog'", "a dog"),
         ("there was a dog", "there was a dog"),

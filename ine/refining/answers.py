@@ -24,8 +24,18 @@ of giving a prompt; is longer than allowed; is the prompt that the picture has; 
 screening refuses (docs/prompts.md)."""
 
 MARKS = " \t\r\n\"'`*_\u2018\u2019\u201c\u201d\u00ab\u00bb"
-KEPT = re.compile(rf"{KEEP}\s*(?:[.:;!,\n\u2013\u2014-].*)?", re.IGNORECASE | re.DOTALL)
-"""Keep, also with an explanation behind a mark; "keep the dog away" is a prompt."""
+AROUND = re.escape(MARKS) + r"()\[\]{}<>#"
+STOPS = r".:;!?,\n\u2013\u2014\u2026"
+KEPT = re.compile(
+    rf"[{AROUND}{STOPS}-]*{KEEP}[{AROUND}]*(?:(?:[{STOPS}(]|-(?!\w)|(?<!\w)-).*)?",
+    re.IGNORECASE | re.DOTALL,
+)
+"""Keep among quotes, emphasis, brackets and stops in any order, also with an explanation behind a
+stop or in brackets; "keep the dog away" and "keep-fit class" are prompts."""
+
+QUOTES = "\"*_`\u201c\u201d\u00ab\u00bb"
+QUOTED = re.compile(rf"[{QUOTES}]+(?P<said>[^{QUOTES}]+)[{QUOTES}]+[.!;,]+", re.DOTALL)
+"""A text in quotes or emphasis with a stop behind them; it has no such marks inside."""
 
 LABEL = re.compile(
     r"(?:(?:the\s+)?(?:(?:final|rewritten|revised|refined|new|safe|safer|modified|updated)\s+)+"
@@ -118,10 +128,16 @@ def _read_exactly(raw: str, text: str) -> Verdict:
 
 def _plain(text: str) -> str:
     """Return a text without a label before it, and without quotes and emphasis around it."""
-    bare = text.strip(MARKS)
+    bare = _unquoted(text)
     while found := LABEL.match(bare):
-        bare = bare[found.end() :].strip(MARKS)
+        bare = _unquoted(bare[found.end() :])
     return bare
+
+
+def _unquoted(text: str) -> str:
+    """Return a text without the marks around it, also where a full stop follows them."""
+    closed = QUOTED.fullmatch(text.strip())
+    return closed["said"].strip(MARKS) if closed else text.strip(MARKS)
 
 
 def _fault(text: str, settings: RefineSettings, original: str) -> Fault | None:
@@ -135,7 +151,7 @@ def _fault(text: str, settings: RefineSettings, original: str) -> Fault | None:
         return "refusal"
     if DESCRIPTION.match(plain):
         return "description"
-    lines = len([line for line in text.splitlines() if line.strip()])
+    lines = len([line for line in text.splitlines() if re.search(r"\w", line)])
     allowed = len([line for line in original.splitlines() if line.strip()])
     if PROSE.match(plain) or lines > max(1, allowed):
         return "prose"
