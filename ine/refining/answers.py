@@ -151,7 +151,7 @@ def _fault(text: str, settings: RefineSettings, original: str) -> Fault | None:
         return "refusal"
     if DESCRIPTION.match(plain):
         return "description"
-    lines = len([line for line in text.splitlines() if re.search(r"\w", line)])
+    lines = len([line for line in text.splitlines() if re.search(r"[^\W_]", line)])
     allowed = len([line for line in original.splitlines() if line.strip()])
     if PROSE.match(plain) or lines > max(1, allowed):
         return "prose"
