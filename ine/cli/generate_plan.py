@@ -75,32 +75,53 @@ def plan_of(
     Raises:
         IneError: What the run would refuse before the model is loaded.
     """
-    from ine.errors import OutputError
     from ine.gallery.index import file_name
-    from ine.guidance.table import describe, name_of
-    from ine.weights.read import read_weights
+
+    check_folder(out)
+    found = plan_of_model(chosen, defence, sampling)
+    found["sampler"] |= {"width": size[0], "height": size[1]}
+    batch = found["sampler"]["batch"]
+    files = (out / file_name(i, r.seed) for i, r in enumerate(requests))
+    return {
+        **found,
+        "prompts": list(dict.fromkeys(r.prompt for r in requests)),
+        "pictures": len(requests),
+        "units": -(-len(requests) // batch) if batch else None,
+        "there": sum(file.is_file() for file in files),
+        "out": str(out),
+    }
+
+
+def check_folder(out: Path) -> None:
+    """Raise `OutputError` if something else than a folder stands there."""
+    from ine.errors import OutputError
 
     if out.exists() and not out.is_dir():
         raise OutputError(f"{out}: is not a folder; choose another --out")
+
+
+def plan_of_model(
+    chosen: ChosenModel, defence: DefenceOptions, sampling: SamplingOptions
+) -> dict[str, Any]:
+    """Return model, weights, negative, guidance and sampler of a run as plain values.
+
+    Raises:
+        IneError: What the run would refuse before the model is loaded.
+    """
+    from ine.guidance.table import describe, name_of
+    from ine.weights.read import read_weights
+
     model = look_up(chosen.name)
     sampler = _sampler(model, sampling)
     method = defence.build(None, sampler, chosen.embeddings)
     source = sampler if model.family_info else sampling
-    shown = {key: getattr(source, key) for key in SAMPLER_KEYS}
-    batch = shown["batch"]
-    files = (out / file_name(i, r.seed) for i, r in enumerate(requests))
     unet = chosen.options.unet
     return {
         "model": {"name": chosen.name, "from": chosen.origin, "place": model.place},
         "unet": read_weights(unet).describe() if unet else None,
         "negative": method.negative.prompt(),
         "guidance": {"method": name_of(method), "settings": describe(method)},
-        "sampler": {**shown, "width": size[0], "height": size[1]},
-        "prompts": list(dict.fromkeys(r.prompt for r in requests)),
-        "pictures": len(requests),
-        "units": -(-len(requests) // batch) if batch else None,
-        "there": sum(file.is_file() for file in files),
-        "out": str(out),
+        "sampler": {key: getattr(source, key) for key in SAMPLER_KEYS},
     }
 
 
@@ -118,23 +139,36 @@ def print_plan(plan: dict[str, Any], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(plan, indent=2, ensure_ascii=False))
         return
-    model, sampler = plan["model"], plan["sampler"]
-    said = {k: v for k, v in sampler.items() if v is not None or k not in ("width", "height")}
-    own = [f"{key} {'as usual for it' if v is None else v}" for key, v in said.items()]
-    units = "" if plan["units"] is None else f" in {plan['units']} units of {sampler['batch']}"
+    batch = plan["sampler"]["batch"]
+    units = "" if plan["units"] is None else f" in {plan['units']} units of {batch}"
     there = f", {plan['there']} of them have a file already" if plan["there"] else ""
     prompts = plan["prompts"]
     rows = {
+        **model_rows(plan),
+        "prompts": f"{len(prompts)} different",
+        "pictures": f"{plan['pictures']}{units}{there}",
+        "out": plan["out"],
+    }
+    print_rows(rows, prompts)
+
+
+def model_rows(plan: dict[str, Any]) -> dict[str, str]:
+    """Return what `plan_of_model` found as lines for a person."""
+    model, sampler = plan["model"], plan["sampler"]
+    said = {k: v for k, v in sampler.items() if v is not None or k not in ("width", "height")}
+    own = [f"{key} {'as usual for it' if v is None else v}" for key, v in said.items()]
+    return {
         "model": f"{model['name']} (from {model['from']})",
         "": model["place"],
         "unet": plan["unet"] or "the model's own",
         "negative": plan["negative"] or "none",
         "guidance": f"{plan['guidance']['method']}: {plan['guidance']['settings']}",
         "sampler": ", ".join(own),
-        "prompts": f"{len(prompts)} different",
-        "pictures": f"{plan['pictures']}{units}{there}",
-        "out": plan["out"],
     }
+
+
+def print_rows(rows: dict[str, str], prompts: Sequence[str]) -> None:
+    """Print lines of a plan; the first prompts stand below theirs."""
     for key, value in rows.items():
         click.echo(f"{key:<10}{printable(value)}")
         if key == "prompts":

@@ -20,6 +20,7 @@ from ine.cli.printing import echo_report
 from ine.cli.progress import bar
 from ine.cli.refine_dataset import dataset
 from ine.cli.refine_generator import GeneratorOptions, generating, generator_of
+from ine.cli.refine_plan import plan_of_generator, plan_of_refining, print_refining
 from ine.cli.refine_train import train
 from ine.cli.refining_options import RefiningOptions, refining
 from ine.cli.sampling import SamplingOptions
@@ -128,6 +129,7 @@ looking = options.packed(
     help="Folder for index.jsonl, the last pictures (final/), those of all rounds, and the page.",
 )
 @expert("--force", is_flag=True, help="Replace what other settings left in the folder.")
+@options.dry_run
 @options.json_output
 def run(
     prompts: Path,
@@ -142,6 +144,7 @@ def run(
     limit: int | None,
     out: Path,
     force: bool,
+    dry_run: bool,
     as_json: bool,
 ) -> None:
     """Refine every prompt of a file for at most T rounds, with any generator.
@@ -159,10 +162,16 @@ def run(
     rows = choose.rows_of(prompts, filters)[:limit]
     settings = refining.settings()
     rules = [find_rule(name) for name in dict.fromkeys(looking.rules)]
+    requests = _requests(rows, seed)
+    if dry_run:
+        made = plan_of_generator(generating, defence, model, sampling, settings)
+        asked = str(refining.observer)
+        plan = plan_of_refining(made, asked, settings, requests, looking.rules, out)
+        print_refining(plan, as_json)
+        return
     claim_folder(out)
     generator = generator_of(generating, defence, model, sampling, settings)
     rewriter = refining.load(model.device, out)
-    requests = _requests(rows, seed)
     about = {
         "generator": generator.name,
         "observer": rewriter.name,

@@ -59,12 +59,7 @@ def generator_of(
     from ine.refining.generators import sampler_generator
 
     if generating.generator:
-        given = [defence.embedding_files, defence.negative_prompt, model.unet, model.model]
-        if any(given):
-            raise click.UsageError(
-                "--generator makes its pictures by itself; --model, --unet and negatives are of "
-                "models of ours"
-            )
+        check_alone(defence, model)
         check_negative(settings, "")
         return load_generator(
             generating.generator, size=generating.size, parallel=generating.parallel
@@ -76,3 +71,16 @@ def generator_of(
     method = defence.build(parts, sampler, embeddings)
     check_negative(settings, method.negative.prompt())
     return sampler_generator(parts, method, sampler)
+
+
+def check_alone(defence: DefenceOptions, model: ModelOptions) -> None:
+    """Raise where `--generator` stands beside what is of models of ours.
+
+    Raises:
+        click.UsageError: It does.
+    """
+    if any([defence.embedding_files, defence.negative_prompt, model.unet, model.model]):
+        raise click.UsageError(
+            "--generator makes its pictures by itself; --model, --unet and negatives are of models "
+            "of ours"
+        )

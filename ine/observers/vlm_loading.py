@@ -26,10 +26,15 @@ WANTED = ("*.json", "*.jinja", "*.txt", "*.model", "*.safetensors")
 KINDS = "LLaVA, Idefics3, SmolVLM, Qwen2.5-VL or another that transformers loads by that name"
 
 
-def find_vlm(place: str) -> Path:
+def find_vlm(place: str, fetch: bool = True) -> Path:
     """Return the folder of a model: a bundled one, a folder, or a hub id in the cache or fetched.
 
+    Args:
+        place: Its name.
+        fetch: Whether a hub id may be fetched.
+
     Raises:
+        LookupError: With `fetch` false, a hub id that is not in the cache.
         ObserverError: There is no such model.
     """
     if place in BUNDLED:
@@ -48,8 +53,10 @@ def find_vlm(place: str) -> Path:
             f"or a bundled model ({', '.join(BUNDLED)})"
         )
     try:
-        return snapshot(place, WANTED)
+        return snapshot(place, WANTED, fetch=fetch)
     except Exception as error:  # the hub's client raises many kinds
+        if not fetch:
+            raise LookupError(f"{place}: is not on this machine") from error
         raise ObserverError(
             f"observer vlm:{place}: is not on this machine and could not be fetched "
             f"({type(error).__name__}); get it once with network access: `hf download {place}`, "

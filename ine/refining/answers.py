@@ -33,7 +33,7 @@ KEPT = re.compile(
 """Keep among quotes, emphasis, brackets and stops in any order, also with an explanation behind a
 stop or in brackets; "keep the dog away" and "keep-fit class" are prompts."""
 
-QUOTES = "\"*_`\u201c\u201d\u00ab\u00bb"
+QUOTES = '"*_`\u201c\u201d\u00ab\u00bb'
 QUOTED = re.compile(rf"[{QUOTES}]+(?P<said>[^{QUOTES}]+)[{QUOTES}]+[.!;,]+", re.DOTALL)
 """A text in quotes or emphasis with a stop behind them; it has no such marks inside."""
 

@@ -164,12 +164,29 @@ def load_generator(spec: str, *, size: str | None = None, parallel: int = 4) -> 
     """
     from ine.refining.commands import CommandGenerator
 
-    kind, _, what = spec.partition(":")
+    kind, what = check_generator(spec)
     if kind == "openai":
         return open_endpoint(what, size=size, parallel=parallel)
-    if kind == "command":
-        return CommandGenerator(command=what)
-    raise IneError(
-        f"generator {kind!r}: is unknown; expected openai:URL#MODEL, or command: and a command "
-        "with {prompts} and {out}; without a generator, --model and --unet name one of ours"
-    )
+    return CommandGenerator(command=what)
+
+
+def check_generator(spec: str) -> tuple[str, str]:
+    """Return (kind, what follows the colon) of a generator's name; nothing is run or asked.
+
+    Raises:
+        IneError: It has another form.
+        ObserverError: The address of an endpoint is wrong.
+    """
+    from ine.refining.commands import CommandGenerator
+
+    kind, _, what = spec.partition(":")
+    if kind == "openai":
+        split_address(what)
+    elif kind == "command":
+        CommandGenerator(command=what)
+    else:
+        raise IneError(
+            f"generator {kind!r}: is unknown; expected openai:URL#MODEL, or command: and a command "
+            "with {prompts} and {out}; without a generator, --model and --unet name one of ours"
+        )
+    return kind, what

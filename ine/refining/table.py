@@ -85,3 +85,23 @@ def rewriter_name(spec: str, settings: RefineSettings | None = None) -> str:
         return f"teacher:{recipe.name}@{recipe.hash}+judge:{recipe.pictures.rule}"
     padding = (settings or RefineSettings()).padding
     return asker_name(spec, ObserverSettings(padding=padding))
+
+
+def rewriter_place(spec: str, settings: RefineSettings | None = None) -> str:
+    """Return where a rewriter is; nothing is loaded, fetched or asked.
+
+    Raises:
+        ObserverError: As `load_rewriter`, where that shows without loading.
+        RecipeError: A teacher's concept is unknown.
+    """
+    from ine.observers.vlm_loading import find_vlm
+
+    kind, what = parse_rewriter(spec)
+    if kind == "vlm":
+        try:
+            find_vlm(what, fetch=False)
+        except LookupError:
+            return f"not on this machine; it is fetched from the hub: hf download {what}"
+    elif kind == "openai":
+        return f"a server, which is not asked now: {rewriter_name(spec, settings)}"
+    return f"on this machine: {rewriter_name(spec, settings)}"
