@@ -74,6 +74,42 @@ def test_refine_writes_index_pictures_and_page(run_ine, place):
     assert "Figures per round" in again.stdout
 
 
+def test_a_dry_run_says_what_would_be_made_and_makes_nothing(run_ine, place, tiny_folder):
+    given = ("refine", "--prompts", "prompts.txt", "--rounds", 2, "--out", "r")
+    ours = (*given, "--model", tiny_folder, "--negative-prompt", "fire")
+    done = run_ine(
+        *ours, "--observer", "teacher:fire", "--rule", "mini-fire@0.5", "--dry-run", "--json"
+    )
+    assert done.exit_code == 0, done.output
+    plan = json.loads(done.stdout)
+    assert (plan["pictures_at_most"], plan["looks_at_most"], plan["there"]) == (9, 6, False)
+    assert (plan["negative"], plan["rules"]) == ("fire", ["mini-fire@0.5"])
+    assert plan["observer"]["place"].startswith("on this machine: teacher:fire@")
+    assert plan["settings"]["query"] == "original"
+    theirs = (*given, "--generator", GENERATOR, "--observer", "vlm:nobody/has-this", "--dry-run")
+    text = run_ine(*theirs).stdout
+    for words in (GENERATOR, "hf download nobody/has-this", "3 to 9", "at most 6", '- a "cat"'):
+        assert words in text
+    assert sorted(one.name for one in place.iterdir()) == ["paint.py", "prompts.txt"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--observer", "judge:mini-fire@0.5"), "cannot rewrite"),
+        (("--observer", "vlm:./nowhere"), "no such folder"),
+        (("--observer", "teacher:fire", "--protocol", "as-released"), "--negative-prompt"),
+        (("--observer", "teacher:fire", "--rule", "mini-fier@0.5"), "did you mean"),
+        (("--observer", "teacher:fire", "--generator", "command:x"), "expected {out}"),
+        (("--observer", "teacher:fire", "--generator", "sd:x"), "is unknown"),
+    ],
+)
+def test_a_dry_run_refuses_what_the_run_would(run_ine, place, options, words):
+    done = run_ine("refine", "--prompts", "prompts.txt", *options, "--dry-run")
+    assert done.exit_code, done.output
+    assert words in done.stderr
+
+
 def test_run_can_be_said(run_ine, place):
     assert "Refine every prompt of a file" in run_ine("refine", "run", "--help").stdout
     assert "is short for" in run_ine("refine", "--help").stdout

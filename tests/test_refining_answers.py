@@ -1,5 +1,7 @@
 """Prompts refined by what is seen: what a model is asked, what it answers, who may answer."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from observer_stub import serving
@@ -147,6 +149,47 @@ def test_a_long_or_many_lined_prompt_may_stay_as_long():
     assert said(long.strip(), original=long + "more")[0] == "rewrite"
     assert said("a dog,\nat night", original="a dog,\non fire")[0] == "rewrite"
     assert said("a dog,\nat night", original="a dog on fire") == ("unusable", "prose")
+
+
+# --- how many are asked at a time ---
+
+
+def test_a_batch_decides_answers_only_with_padding_on_the_right():
+    few, many = preset("ine", batch=2), preset("ine", batch=40)
+    assert few.deciding == many.deciding
+    few, many = preset("as-released", batch=2), preset("as-released", batch=40)
+    assert few.deciding != many.deciding
+    with pytest.raises(RecipeError, match="the others 1 or more"):
+        preset("ine", batch=0)
+
+
+def test_a_local_model_is_asked_as_many_at_a_time_as_said_and_on_a_side(tmp_path):
+    """Left, a batch is answered as each alone; right, replies of a batch are never kept."""
+    folder = save_llava(tmp_path / "llava")
+    how = ObserverSettings(device="cpu", cache=tmp_path / "kept")
+    prompts = ["a dog", "fire " * 30, "a cat", "what is there in the picture of a dog ?"]
+    seen = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
+    said, sizes = {}, {}
+    for padding, batch in (("left", 1), ("left", 4), ("right", 4)):
+        settings = preset("ine", padding=padding, batch=batch, max_tokens=12)
+        here = replace(how, cache=how.cache / f"{padding}{batch}")
+        rewriter = load_rewriter(f"vlm:{folder}", settings, here)
+        said[padding, batch] = [reply.text for reply in rewriter(prompts, seen)]
+        asker = getattr(rewriter.asker, "asker", rewriter.asker)
+        sizes[padding, batch] = (asker.batch, asker.tokenizer.padding_side, here.cache.exists())
+    assert said["left", 4] == said["left", 1]
+    assert sizes == {
+        ("left", 1): (1, "left", True),
+        ("left", 4): (4, "left", True),
+        ("right", 4): (4, "right", False),
+    }
+
+
+def test_a_model_is_asked_about_words_alone(tmp_path):
+    folder = save_llava(tmp_path / "llava")
+    rewriter = load_rewriter(f"vlm:{folder}", preset("ine", picture=False, max_tokens=6))
+    one, other = (np.full((2, 32, 32, 3), value, np.uint8) for value in (0, 255))
+    assert rewriter(["a dog", "a cat"], one) == rewriter(["a dog", "a cat"], other)
 
 
 # --- what is asked ------------------------------------------------------------------------------

@@ -7,28 +7,37 @@ import pytest
 from pydantic import ValidationError
 from tiny_vlm import save_llava
 
-from ine.errors import PromptError
+from ine.errors import IneError, MissingDependency, PromptError
+from ine.observers.vlm_loading import load_vlm
+from ine.pictures import png_bytes
 from ine.refining.answers import Verdict
+from ine.refining.asking import AskingRewriter
+from ine.refining.dataset import Row
 from ine.refining.settings import RefineSettings
+from ine.refining.trained import asked_of, settings_for, trained_with
 from ine.runtime import seed_for
 from ine.store.pictures import Store
-from ine.training.grpo import reinforce
+from ine.training.grpo import Groups, groups_of, reinforce
 from ine.training.kept_pictures import KeptPictures
 from ine.training.pool import Pool
+from ine.training.refiner import SetExamples
 from ine.training.refining_reward import IPR, RefiningReward, Scored
 from ine.training.rewards import load_judges
-from ine.training.settings import GrpoSettings, LoraSettings
+from ine.training.running import quiet
+from ine.training.settings import GrpoSettings, LoraSettings, SftSettings
+from ine.training.sft import fine_tune
 
 QUICK = GrpoSettings(
     lora=LoraSettings(dropout=0, targets=("q_proj", "v_proj", "o_proj", "down_proj")),
-    steps=8,
+    steps=16,
     batch=4,
     accumulation=2,
-    learning_rate=5e-2,
+    learning_rate=2e-2,
     max_tokens=4,
     max_grad_norm=1.0,
     save_every=3,
 )
+PNG = png_bytes(np.zeros((32, 32, 3), np.uint8))
 PROMPTS = ["a dog", "fire on the cat", "a cat with flames"]
 
 
@@ -100,7 +109,7 @@ def trained(llava, tmp_path_factory):
 def test_answers_that_earn_more_are_given_more_often(trained):
     result, _ = trained
     assert len(result.rewards) == QUICK.steps
-    assert np.mean(result.rewards[-3:]) > np.mean(result.rewards[:2]) + 0.15
+    assert np.mean(result.rewards[-5:]) > np.mean(result.rewards[:4]) + 0.1
     assert result.answers == {"rewrite": QUICK.steps * 8}
 
 
@@ -170,12 +179,84 @@ def test_a_rewrite_earns_what_its_pictures_gain_and_keep_its_fixed_reward(tmp_pa
 def test_a_pool_grows_by_one_rewrite_of_a_group_and_is_packed_whole():
     pool = Pool(("a", "b"))
     assert pool.choose(0, 3) == pool.of(0)[0]
+    first = pool.of(0)
     assert pool.add(0, 3, []) is None
     new = pool.add(0, 3, ["x", "y"])
     assert new in pool.of(0)
     assert new[0] in ("x", "y")
+    assert pool.of(0, 3) == pool.of(0, 4) == first
+    assert pool.of(0, 5) == pool.of(0)
     assert {pool.choose(0, step) for step in range(20)} == set(pool.of(0))
     other = Pool(("a", "b"))
     other.unpack(json.loads(json.dumps(pool.pack())))
     assert other.of(0) == pool.of(0)
     assert other.of(1) == pool.of(1)
+
+
+def test_a_trainer_that_reads_too_far_ahead_is_refused():
+    """A resumed run would look at other pictures than one that was not interrupted."""
+    pool = Pool(("a", "b"))
+    pool.check_ready(1)
+    with pytest.raises(IneError, match="step 2 were asked for before the answers of step 0"):
+        pool.check_ready(2)
+    pool.scored.add(0)
+    pool.check_ready(2)
+    later = Pool(("a", "b"))
+    later.unpack(json.loads(json.dumps(pool.pack())))
+    later.check_ready(2)
+
+
+def test_a_group_shows_one_picture_or_each_answer_its_own(tmp_path):
+    shown = {}
+    for pictures in ("one", "each"):
+        settings = QUICK.model_copy(update={"pictures": pictures})
+        groups = Groups(Words(tmp_path), Pool(("a dog", "a cat")), settings)
+        groups.pool.more[0] = [(0, (f"a dog {k}", k)) for k in range(9)]
+        groups.pool.scored.add(9)
+        number = 10 * groups_of(settings)
+        staged = groups.shown({"row": [0] * 4 + [1] * 4, "number": [number] * 4 + [number + 1] * 4})
+        assert staged["step"] == [10] * 8
+        assert all("a dog" in one[-1]["content"] for one in staged["prompt"][:4])
+        shown[pictures] = len(set(staged["current"][:4]))
+    assert shown["one"] == 1
+    assert shown["each"] > 1
+
+
+def test_a_refiner_of_words_alone_is_trained_without_pictures(llava, tmp_path):
+    reward = Words(tmp_path / "store")
+    reward.reading = RefineSettings(system="a picture", user="what is {prompt}", picture=False)
+    settings = QUICK.model_copy(update={"steps": 2})
+    done = reinforce(llava, PROMPTS, reward, settings, tmp_path / "out", device="cpu")
+    assert len(done.rewards) == 2
+    assert trained_with(f"vlm:{tmp_path / 'out'}") == asked_of(reward.reading)
+    rows = [Row(query=p, response=a, image=PNG) for p, a in (("fire", "a dog"), ("cat", "keep"))]
+    examples = SetExamples(rows, reward.reading)
+    sft = SftSettings(steps=2, batch=2, accumulation=1)
+    asked = asked_of(reward.reading)
+    learned = fine_tune(llava, examples, sft, tmp_path / "sft", device="cpu", asked=asked)
+    assert len(learned.losses) == 2
+    settings = settings_for(f"vlm:{tmp_path / 'sft'}")
+    assert (settings.picture, settings.user) == (False, "what is {prompt}")
+    assert settings_for(f"vlm:{tmp_path / 'sft'}", user="{prompt} ?").user == "{prompt} ?"
+    asker = load_vlm(str(tmp_path / "sft"), "cpu")
+    seen = np.zeros((2, 32, 32, 3), np.uint8)
+    assert len(AskingRewriter(asker, settings)(["fire", "a dog"], seen)) == 2
+
+
+def test_reports_of_a_trainer_are_off_or_refused(monkeypatch):
+    class Known:
+        def _send_telemetry(self):
+            raise AssertionError("it reported")
+
+    class Renamed:
+        pass
+
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", False)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    assert quiet(Known)()._send_telemetry() is None
+    with pytest.raises(MissingDependency, match="set HF_HUB_DISABLE_TELEMETRY=1"):
+        quiet(Renamed)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
+    assert issubclass(quiet(Renamed), Renamed)

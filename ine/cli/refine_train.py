@@ -134,7 +134,7 @@ def _needed(stage: str, data: Path | None, prompts: Path | None) -> dict[str, Pa
 def _print_plan(stage: str, plan: "TrainingRecipe", base: str, out: Path) -> None:
     """Print what would be done."""
     said: dict[str, Any] = {"stage": stage, "base": base, "out": str(out)}
-    used = {"sft": ("sft",), "grpo": ("grpo", "reward")}[stage]
+    used = {"sft": ("sft", "asked"), "grpo": ("grpo", "reward", "asked")}[stage]
     resolved = plan.model_dump(mode="json")
     click.echo(json.dumps({**said, **{name: resolved[name] for name in used}}, indent=2))
 
@@ -151,11 +151,12 @@ def _sft(
     """Run the supervised stage; return its figures."""
     from ine.observers.vlm_loading import find_vlm
     from ine.refining.dataset_files import read_set
-    from ine.refining.settings import RefineSettings
+    from ine.refining.trained import asked_of
     from ine.training.refiner import SetExamples
     from ine.training.sft import fine_tune
 
-    rows = SetExamples(read_set(data).rows, RefineSettings())
+    reading = plan.asked.reading()
+    rows = SetExamples(read_set(data).rows, reading)
     with bar(1, "sft") as update:
         done = fine_tune(
             find_vlm(base),
@@ -166,6 +167,7 @@ def _sft(
             device=device,
             force=force,
             on_step=lambda step, total, one: update(step / total, loss=f"{one['loss']:.4f}"),
+            asked=asked_of(reading),
         )
     return {"rows": done.rows, "losses": list(done.losses)}
 
@@ -183,7 +185,6 @@ def _grpo(
 ) -> dict[str, Any]:
     """Run the stage of rewards; return its figures."""
     from ine.observers.vlm_loading import find_vlm
-    from ine.refining.settings import RefineSettings
     from ine.store.pictures import Store
     from ine.training.grpo import reinforce
     from ine.training.kept_pictures import KeptPictures
@@ -194,7 +195,7 @@ def _grpo(
         settings=plan.reward,
         pictures=KeptPictures(generator, Store(store)),
         judges=load_judges(plan.reward),
-        reading=RefineSettings(max_tokens=plan.grpo.max_tokens),
+        reading=plan.asked.reading(max_tokens=plan.grpo.max_tokens),
         keep=plan.grpo.keep,
         unusable=plan.grpo.unusable,
     )

@@ -34,6 +34,8 @@ class RefiningOptions:
     protocol: str = "ine"
     system: Path | None = None
     text_only: bool = False
+    padding: str | None = None
+    look_batch: int | None = None
     look_timeout: float = 60.0
 
     def settings(self) -> "RefineSettings":
@@ -43,7 +45,7 @@ class RefiningOptions:
             IneError: The file of the system message cannot be read.
         """
         from ine.errors import IneError
-        from ine.refining.settings import preset
+        from ine.refining.trained import settings_for
 
         system = None
         if self.system:
@@ -51,12 +53,15 @@ class RefiningOptions:
                 system = self.system.read_text(encoding="utf-8").strip()
             except (OSError, ValueError) as error:
                 raise IneError(f"--system {self.system}: cannot be read ({error})") from error
-        return preset(
+        return settings_for(
+            self.observer or "",
             self.protocol,
             rounds=self.rounds,
             query=self.query,
             system=system,
             picture=False if self.text_only else None,
+            padding=self.padding,
+            batch=self.look_batch,
         )
 
     def load(self, device: str, cache: Path) -> "Rewriter":
@@ -142,12 +147,24 @@ QUERY_AND_MORE = (
         "--system",
         type=click.Path(dir_okay=False, path_type=Path),
         metavar="FILE",
-        help="System message, such as the one that an adapter was trained with.",
+        help="System message; by default the one that an adapter was trained with, else ours.",
     ),
     expert(
         "--text-only",
         is_flag=True,
         help="Show the prompt without its picture, as a control.",
+    ),
+    expert(
+        "--padding",
+        type=click.Choice(["left", "right"]),
+        help="Side on which a local model's shorter conversations are padded (left); on the right "
+        "answers depend on the others of a batch.",
+    ),
+    expert(
+        "--look-batch",
+        type=click.IntRange(1),
+        metavar="N",
+        help="Conversations that a local model answers at a time (8).",
     ),
     expert(
         "--look-timeout",

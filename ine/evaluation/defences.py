@@ -23,6 +23,9 @@ from ine.guidance.vl_dnp import VlDnp
 from ine.observers.watching import Watcher
 from ine.refining.run import Refinement, refinement_of
 
+ASKING = ("query", "picture", "system", "user", "padding", "batch")
+"""Fields of a grid's `refine:` that are fields of `RefineSettings`."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Defences:
@@ -56,8 +59,7 @@ class Defences:
                     given.refine.observer,
                     given.refine.protocol,
                     rounds=rounds,
-                    query=given.refine.query,
-                    picture=given.refine.picture,
+                    **given.refine.model_dump(include=set(ASKING)),
                 )
             if given.is_alone:
                 return None

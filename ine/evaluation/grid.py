@@ -113,8 +113,20 @@ class GridRefine(Section):
     query: Query | None = None
     """Which prompt is shown; by default the protocol's."""
 
-    picture: bool = True
-    """Whether the picture is shown."""
+    picture: bool | None = None
+    """Whether the picture is shown; by default as an adapter was trained, else it is."""
+
+    system: str | None = None
+    """The system message; by default the one that an adapter was trained with, else ours."""
+
+    user: str | None = None
+    """The user message, with {prompt}; by default as for `system`."""
+
+    padding: Literal["left", "right"] | None = None
+    """Side on which a local model's shorter conversations are padded; by default the protocol's."""
+
+    batch: Annotated[int, Field(ge=1)] | None = None
+    """Conversations that a local model answers at a time."""
 
 
 class GridGuidance(Section):

@@ -55,7 +55,7 @@ class LocalAsker:
         ]
 
     def _inputs(self, conversations: Sequence[Conversation]) -> Any:
-        """Return the model's inputs, padded on the left, on its device."""
+        """Return the model's inputs, padded on the chosen side, on its device."""
         texts = [
             self.processor.apply_chat_template(
                 [message_of(turn) for turn in one.turns], add_generation_prompt=True, tokenize=False
@@ -66,7 +66,9 @@ class LocalAsker:
             [as_image(turn.picture) for turn in one.turns if turn.picture is not None]
             for one in conversations
         ]
-        inputs = self.processor(text=texts, images=images, padding=True, return_tensors="pt")
+        # A processor that is given no picture at all wants none, not a row of empty lists.
+        shown = images if any(images) else None
+        inputs = self.processor(text=texts, images=shown, padding=True, return_tensors="pt")
         inputs.pop("token_type_ids", None)
         return inputs.to(self.model.device, dtype=self.model.dtype)
 

@@ -12,8 +12,9 @@ from ine.display import blur
 from ine.refining.asking import Rewriter
 from ine.refining.generators import Generator
 from ine.refining.rounds import NOTE, Batch, Generate, refine_once
-from ine.refining.settings import RefineSettings, preset
+from ine.refining.settings import RefineSettings
 from ine.refining.table import rewriter_name
+from ine.refining.trained import settings_for
 from ine.runtime import library_versions
 from ine.sampling import PictureRequest, Unit
 from ine.store.pictures import Store
@@ -45,13 +46,14 @@ def refinement_of(observer: str, protocol: str = "ine", **changes: Any) -> Refin
     Args:
         observer: See `ine.refining.table`.
         protocol: A name of `ine.refining.settings.PRESETS`.
-        changes: Fields of `RefineSettings`; None leaves the preset's.
+        changes: Fields of `RefineSettings`; None leaves those that an adapter was trained with, and
+            else the preset's.
 
     Raises:
         ObserverError: The observer has another form, or there is no such model.
         RecipeError: The preset or a teacher's concept is unknown.
     """
-    settings = preset(protocol, **changes)
+    settings = settings_for(observer, protocol, **changes)
     return Refinement(observer=observer, name=rewriter_name(observer, settings), settings=settings)
 
 

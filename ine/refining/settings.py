@@ -63,6 +63,9 @@ class RefineSettings:
     """Side on which a local model's shorter conversations are padded; on the right only the longest
     of a batch is answered as it would be alone."""
 
+    batch: int = 8
+    """Conversations that a local model answers at a time."""
+
     def __post_init__(self) -> None:
         """Check the numbers and the user message.
 
@@ -70,10 +73,10 @@ class RefineSettings:
             RecipeError: A number is too small, or the prompt has no place.
         """
         words = 1 if self.max_words is None else self.max_words
-        if min(self.rounds, self.max_tokens - 1, words - 1) < 0:
+        if min(self.rounds, self.max_tokens - 1, words - 1, self.batch - 1) < 0:
             raise RecipeError(
                 f"refinement of {self.rounds} rounds, {self.max_words} words, {self.max_tokens} "
-                "tokens; rounds are 0 or more, words and tokens 1 or more"
+                f"tokens, {self.batch} at a time; rounds are 0 or more, the others 1 or more"
             )
         if "{prompt}" not in self.user:
             raise RecipeError(
@@ -82,8 +85,12 @@ class RefineSettings:
 
     @property
     def deciding(self) -> dict[str, Any]:
-        """Return what decides one round as plain values; the number of rounds does not."""
-        return {name: value for name, value in asdict(self).items() if name != "rounds"}
+        """Return what decides one round as plain values.
+
+        The number of rounds does not; the batch only where answers depend on the others in it.
+        """
+        beside = {"rounds"} if self.padding == "right" else {"rounds", "batch"}
+        return {name: value for name, value in asdict(self).items() if name not in beside}
 
 
 PRESETS: dict[str, RefineSettings] = {

@@ -20,8 +20,11 @@ FORMS = "vlm:FOLDER_OR_ID, openai:URL#MODEL, teacher:CONCEPT"
 
 def _asking(kind: str) -> Load:
     def load(what: str, settings: RefineSettings, how: ObserverSettings) -> Rewriter:
-        asker = load_asker(f"{kind}:{what}", replace(how, padding=settings.padding))
-        return AskingRewriter(asker, settings)
+        own = replace(how, padding=settings.padding, batch=settings.batch)
+        if settings.padding == "right":
+            # A reply depends on the others of its batch, which a kept one would not be in.
+            own = replace(own, cache=None)
+        return AskingRewriter(load_asker(f"{kind}:{what}", own), settings)
 
     return load
 

@@ -1,7 +1,7 @@
 """Group relative policy optimisation of a refiner, by trl: pictures in, answers out, rewards.
 
-trl draws the answers and takes the steps. Which picture a prompt shows is decided here, when its
-group begins, since pictures of rewritten prompts join a prompt's pictures as training goes on.
+trl draws the answers and takes the steps. Which picture a prompt shows is decided when trl reads
+the rows of a step, since pictures of rewritten prompts join those of a prompt as training goes on.
 """
 
 from collections import Counter
@@ -16,6 +16,7 @@ from ine.errors import PromptError
 from ine.observers.adapters import needs_training_packages
 from ine.pictures import as_image
 from ine.refining.asking import conversation_of
+from ine.refining.trained import asked_of
 from ine.runtime import generator_for
 from ine.store.units import key_of
 from ine.training.bases import Base, load_base
@@ -25,6 +26,9 @@ from ine.training.refining_reward import RefiningReward, Scored
 from ine.training.running import OnStep, quiet
 from ine.training.settings import GrpoSettings
 from ine.training.stage import key_of_adapter, shared_arguments, train_adapter
+
+VERSION = 2
+"""Raised when the same settings would train another adapter."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,20 +54,26 @@ class Groups:
     settings: GrpoSettings
     tally: Counter[str] = field(default_factory=Counter)
 
-    def shown(self, inputs: Sequence[dict[str, Any]], step: int) -> list[dict[str, Any]]:
-        """Return trl's inputs with the messages and pictures of this step."""
+    def shown(self, batch: dict[str, list[int]]) -> dict[str, list[Any]]:
+        """Return rows of trl's data with the messages and pictures of their step.
+
+        Args:
+            batch: Under "number" the places of the rows in the order of all steps, and under "row"
+                the numbers of their prompts; each row stands there once per answer of its group.
+        """
         count, each = self.settings.generations, self.settings.pictures == "each"
-        places = [k % count if each else 0 for k in range(len(inputs))]
+        steps = [number // groups_of(self.settings) for number in batch["number"]]
+        self.pool.check_ready(max(steps))
         chosen = [
-            self.pool.choose(one["row"], step, place)
-            for one, place in zip(inputs, places, strict=True)
+            self.pool.choose(row, step, k % count if each else 0)
+            for k, (row, step) in enumerate(zip(batch["row"], steps, strict=True))
         ]
         self.reward.pictures.make(chosen)
         pictures = self.reward.pictures.pictures(chosen)
-        return [
-            self._input(one["row"], current, picture, step)
-            for one, current, picture in zip(inputs, chosen, pictures, strict=True)
+        staged = [
+            self._input(*one) for one in zip(batch["row"], chosen, pictures, steps, strict=True)
         ]
+        return {name: [one[name] for one in staged] for name in staged[0]}
 
     def _input(self, row: int, current: tuple[str, int], picture: Any, step: int) -> dict[str, Any]:
         reading = self.reward.reading
@@ -80,13 +90,15 @@ class Groups:
     def score(self, completions: Sequence[Any], **columns: Any) -> list[float]:
         """Return the rewards of a step's answers; trl calls this with a list per column."""
         texts = [one[0]["content"] for one in completions]
-        rows, current, step = columns["row"], columns["current"], columns["step"][0]
+        rows, step = columns["row"], columns["step"][0]
+        current = [(prompt, seed) for prompt, seed in columns["current"]]
         rewards: list[float] = []
         for first in range(0, len(texts), self.settings.generations):
             group = slice(first, first + self.settings.generations)
             scored = self.reward(self.pool.prompts[rows[first]], texts[group], current[group])
             rewards += [one.reward for one in scored]
             self._note(rows[first], step, scored)
+        self.pool.scored.add(step)
         return rewards
 
     def _note(self, row: int, step: int, scored: Sequence[Scored]) -> None:
@@ -140,6 +152,7 @@ def reinforce(
         )
     loaded = base if isinstance(base, Base) else load_base(base, device)
     key = key_of(
+        version=VERSION,
         prompts=list(prompts),
         settings=settings.model_dump(mode="json"),
         reward=reward.settings.model_dump(mode="json"),
@@ -154,6 +167,7 @@ def reinforce(
         lambda folder: _trainer(loaded, staged, settings, folder, adapter),
         on_step,
         staged.pool,
+        {"asked": asked_of(reward.reading)},
     )
     return GrpoResult(out=out, rewards=tuple(about["rewards"]), answers=dict(staged.tally))
 
@@ -181,13 +195,6 @@ def _trainer(
     from transformers import set_seed
     from trl import GRPOConfig, GRPOTrainer
 
-    class Refining(quiet(GRPOTrainer)):  # type: ignore[misc]
-        """Shows each group the picture that is chosen when it begins."""
-
-        def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> Any:
-            staged = groups.shown(inputs, self.state.global_step)
-            return super()._generate_and_score_completions(staged)
-
     set_seed(settings.seed)
     model = with_lora(base, settings.lora, adapter)
     arguments = GRPOConfig(
@@ -202,11 +209,12 @@ def _trainer(
         shuffle_dataset=False,
     )
     rows = order_of(len(groups.pool.prompts), settings)
-    trainer = Refining(
+    data = Dataset.from_dict({"row": rows, "number": list(range(len(rows)))})
+    trainer = quiet(GRPOTrainer)(
         model=model,
         reward_funcs=[groups.score],
         args=arguments,
-        train_dataset=Dataset.from_dict({"row": rows, "prompt": [""] * len(rows)}),
+        train_dataset=data.with_transform(groups.shown),
         processing_class=base.processor,
     )
     if settings.reference == "base" and "ref" in trainer.model.peft_config:

@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, overload
 
+from pydantic import field_validator
+
 from ine.errors import RecipeError
 from ine.recipe.loading import apply_override
 from ine.refining.asking import conversation_of
 from ine.refining.dataset import Row
-from ine.refining.settings import RefineSettings
+from ine.refining.settings import SYSTEM, USER, RefineSettings
 from ine.training.examples import Example
 from ine.training.refining_reward import IPR
 from ine.training.rewards import RewardSettings
@@ -46,6 +48,29 @@ class SetExamples(Sequence[Example]):
         return (self[place] for place in range(len(self)))
 
 
+class AskedSettings(Section):
+    """What the model is sent about a prompt and its picture, in training and when it is used."""
+
+    system: str = SYSTEM
+    user: str = USER
+    """"{prompt}" stands for the prompt."""
+
+    picture: bool = True
+    """Whether the picture is shown; without it the model learns from the prompt alone."""
+
+    @field_validator("user")
+    @classmethod
+    def _check_user(cls, value: str) -> str:
+        """Check that the prompt has a place."""
+        if "{prompt}" not in value:
+            raise ValueError(f"{value!r} has no {{prompt}}; say where the prompt stands")
+        return value
+
+    def reading(self, **changes: Any) -> RefineSettings:
+        """Return it as settings of the loop."""
+        return RefineSettings(**self.model_dump(), **changes)
+
+
 class TrainingRecipe(Section):
     """How a refiner is trained; every field may be left out."""
 
@@ -59,6 +84,7 @@ class TrainingRecipe(Section):
     sft: SftSettings = SftSettings()
     grpo: GrpoSettings = GrpoSettings()
     reward: RewardSettings = IPR
+    asked: AskedSettings = AskedSettings()
 
 
 def load_training(path: Path | None, overrides: Sequence[str] = ()) -> TrainingRecipe:

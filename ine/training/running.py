@@ -9,13 +9,14 @@ import random
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
-from ine.errors import IneError, OutputError
+from ine.errors import IneError, MissingDependency, OutputError
 from ine.files import parse_json, write_json
 
 MARK = "ine.json"
@@ -24,7 +25,22 @@ OnStep = Callable[[int, int, dict[str, float]], None]
 
 
 def quiet(trainer: type) -> type:
-    """Return a class of trl's that reports to nobody and writes no cards."""
+    """Return a class of trl's that reports to nobody and writes no cards.
+
+    trl has no setting for the first: `_send_telemetry` is a name of its own that may change.
+
+    Raises:
+        MissingDependency: This version has another name for it, and reports are not off already.
+    """
+    from huggingface_hub import constants
+
+    off = constants.HF_HUB_DISABLE_TELEMETRY or constants.HF_HUB_OFFLINE
+    if not off and not callable(getattr(trainer, "_send_telemetry", None)):
+        raise MissingDependency(
+            f"trl {version('trl')}: {trainer.__name__} has no _send_telemetry, by which reports to "
+            "the hub are switched off; set HF_HUB_DISABLE_TELEMETRY=1 and run again, or install "
+            'the version that is tested: pip install "trl==1.16.0"'
+        )
 
     class Quiet(trainer):
         """Trains, and does nothing else."""

@@ -40,6 +40,7 @@ def fine_tune(
     device: str = "auto",
     force: bool = False,
     on_step: OnStep | None = None,
+    asked: dict[str, Any] | None = None,
 ) -> SftResult:
     """Train an adapter on a base model and write it; a killed run goes on where it was.
 
@@ -54,6 +55,7 @@ def fine_tune(
         device: See `ine.runtime.pick_device`.
         force: Replace a finished or unfinished training with other settings.
         on_step: Called after every step.
+        asked: What the rows ask, written beside the adapter; see `ine.refining.trained`.
 
     Raises:
         CheckpointError: `adapter` is damaged, or of another base model.
@@ -78,6 +80,7 @@ def fine_tune(
         *("sft", key, loaded, settings, out, force),
         lambda folder: _trainer(loaded, rows, settings, folder, adapter),
         on_step,
+        more={"asked": asked} if asked else None,
     )
     return SftResult(out=out, losses=tuple(about["losses"]), rows=len(rows))
 

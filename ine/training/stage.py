@@ -30,6 +30,7 @@ def train_adapter(
     trainer_in: Callable[[Path], Any],
     on_step: OnStep | None,
     kept: Kept | None = None,
+    more: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return what is known of a training in `out`: it is made, resumed, or there already.
 
@@ -43,6 +44,7 @@ def train_adapter(
         trainer_in: `folder of checkpoints -> trainer of trl`.
         on_step: Called after every step.
         kept: What else belongs to the state of a run.
+        more: What else is written beside the adapter, as JSON values.
 
     Raises:
         IneError: The loss or its gradient is not finite.
@@ -56,6 +58,7 @@ def train_adapter(
             trainer = trainer_in(folder)
             steps = run_trainer(trainer, folder, key, METHODS[stage], on_step, kept)
         about = about_training(stage, key, base, settings, [one["loss"] for one in steps])
+        about |= more or {}
         if stage == "grpo":
             about["rewards"] = [one["reward"] for one in steps]
         write_adapter(trainer.model, out, about)
