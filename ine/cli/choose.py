@@ -130,6 +130,13 @@ def check_filters(filters: Mapping | None, files: Sequence) -> None:
         )
 
 
+def rows_of_all(
+    files: Sequence[Path], filters: Mapping, limit: int | None = None
+) -> list["PromptRow"]:
+    """Return the rows of several files or named sets, of each the first `limit`."""
+    return [row for file in files for row in rows_of(file, filters)[:limit]]
+
+
 def rows_of(file: Path, filters: Mapping) -> tuple["PromptRow", ...]:
     """Return the rows of a file or named set, and log which rows were left out."""
     from ine.prompts.reading import find_prompt_set

@@ -40,12 +40,16 @@ def dataset() -> None:
 @click.option(
     "--prompts",
     required=True,
+    multiple=True,
     type=click.Path(path_type=Path),
     metavar="FILE",
     help="Prompts, screened: a text, csv, jsonl or json file, or a set such as "
-    "mini:fire/implying-tuning.",
+    "mini:fire/implying-tuning; may be repeated.",
 )
 @options.prompt_rows
+@expert(
+    "--limit", type=click.IntRange(1), metavar="N", help="Only the first N prompts of each file."
+)
 @click.option(
     "--teacher",
     required=True,
@@ -94,8 +98,9 @@ def dataset() -> None:
 @expert("--force", is_flag=True, help="Replace a set that is there.")
 @options.json_output
 def build(
-    prompts: Path,
+    prompts: tuple[Path, ...],
     filters: Mapping[str, Any],
+    limit: int | None,
     teacher: str,
     rules: tuple[str, ...],
     words: tuple[str, ...],
@@ -126,7 +131,7 @@ def build(
 
     _check_out(out, force)
     (claim_file if out.suffix == ".parquet" else claim_folder)(out)
-    rows = choose.rows_of(prompts, filters)
+    rows = choose.rows_of_all(prompts, filters, limit)
     signals = _signals(rules, words)
     settings = RefineSettings()
     kept = store or out.with_name(f"{out.name}.store")

@@ -42,17 +42,26 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--data",
+    multiple=True,
     type=click.Path(path_type=Path),
     metavar="SET",
-    help="sft: a set, see `ine refine dataset`.",
+    help="sft: a set, see `ine refine dataset`; may be repeated.",
 )
 @click.option(
     "--prompts",
+    multiple=True,
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="grpo: prompts, screened; a file or a set such as mini:fire/implying-tuning.",
+    help="grpo: prompts, screened; a file or a set such as mini:fire/implying-tuning; may be "
+    "repeated.",
 )
 @options.prompt_rows
+@expert(
+    "--limit",
+    type=click.IntRange(1),
+    metavar="N",
+    help="grpo: only the first N prompts of each file.",
+)
 @defending_beside_observer
 @options.opening
 @options.sampler
@@ -79,9 +88,10 @@ def train(
     recipe: Path | None,
     base: str | None,
     adapter: Path | None,
-    data: Path | None,
-    prompts: Path | None,
+    data: tuple[Path, ...],
+    prompts: tuple[Path, ...],
     filters: Mapping[str, Any],
+    limit: int | None,
     defence: DefenceOptions,
     model: ModelOptions,
     sampling: SamplingOptions,
@@ -102,23 +112,20 @@ def train(
 
     plan = load_training(recipe, overrides)
     place = base or plan.base
-    needed = {"--base (or base in the recipe)": place, **_needed(stage, data, prompts)}
+    needed: dict[str, Any] = {"--base (or base in the recipe)": place}
+    needed |= _needed(stage, data, prompts)
     if missing := [name for name, value in needed.items() if not value]:
         raise click.UsageError(f"--stage {stage} needs {' and '.join(missing)}")
     if dry_run:
         _print_plan(stage, plan, place, out)
         return
     if stage == "sft":
-        assert data is not None
         figures = _sft(plan, place, data, out, adapter, model.device, force)
     else:
-        assert prompts is not None
-        from ine.refining.settings import RefineSettings
-
-        generator = generator_of(generating, defence, model, sampling, RefineSettings())
-        rows = choose.rows_of(prompts, filters)
+        reading = plan.asked.reading()
+        generator = generator_of(generating, defence, model, sampling, reading)
         kept = store or out.with_name(f"{out.name}.store")
-        texts = [row.prompt for row in rows]
+        texts = [row.prompt for row in choose.rows_of_all(prompts, filters, limit)]
         figures = _grpo(plan, place, texts, generator, kept, out, adapter, model.device, force)
     if as_json:
         click.echo(json.dumps({"out": str(out), **figures}, indent=2))
@@ -127,7 +134,9 @@ def train(
     click.echo(f"use it: ine refine --observer vlm:{out} ...")
 
 
-def _needed(stage: str, data: Path | None, prompts: Path | None) -> dict[str, Path | None]:
+def _needed(
+    stage: str, data: tuple[Path, ...], prompts: tuple[Path, ...]
+) -> dict[str, tuple[Path, ...]]:
     return {"--data": data} if stage == "sft" else {"--prompts": prompts}
 
 
@@ -142,7 +151,7 @@ def _print_plan(stage: str, plan: "TrainingRecipe", base: str, out: Path) -> Non
 def _sft(
     plan: "TrainingRecipe",
     base: str,
-    data: Path,
+    data: tuple[Path, ...],
     out: Path,
     adapter: Path | None,
     device: str,
@@ -156,7 +165,7 @@ def _sft(
     from ine.training.sft import fine_tune
 
     reading = plan.asked.reading()
-    rows = SetExamples(read_set(data).rows, reading)
+    rows = SetExamples([row for place in data for row in read_set(place).rows], reading)
     with bar(1, "sft") as update:
         done = fine_tune(
             find_vlm(base),
