@@ -128,6 +128,9 @@ class GridRefine(Section):
     batch: Annotated[int, Field(ge=1)] | None = None
     """Conversations that a local model answers at a time."""
 
+    against: str | None = None
+    """A guidance that refines too: each row is compared with its row of as many rounds, too."""
+
 
 class GridGuidance(Section):
     """How a negative acts."""

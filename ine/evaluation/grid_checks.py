@@ -105,7 +105,7 @@ def _guidances(file: _Checked) -> Iterator[str]:
         for problem in (
             *_strengths(guidance),
             *_references(grid, guidance, negatives),
-            *_refinement(guidance),
+            *_refinement(guidance, grid),
         ):
             yield f"{at}{problem}"
         if guidance.window and (problem := _refusal(Window, *guidance.window)):
@@ -145,7 +145,7 @@ def _strengths(guidance: GridGuidance) -> Iterator[str]:
         yield "restart needs a gate: the gate decides which pictures are restarted"
 
 
-def _refinement(guidance: GridGuidance) -> Iterator[str]:
+def _refinement(guidance: GridGuidance, grid: Grid) -> Iterator[str]:
     refine = guidance.refine
     if refine is None:
         if NONE in guidance.negatives:
@@ -160,6 +160,10 @@ def _refinement(guidance: GridGuidance) -> Iterator[str]:
             f"refine: protocol {refine.protocol} has a negative text in every generation, so "
             f"negatives: {NONE} cannot be; name a negative with text"
         )
+    rivals = [one.name for one in grid.guidances if one.refine and one is not guidance]
+    if refine.against is not None and refine.against not in rivals:
+        hint = did_you_mean(refine.against, rivals)
+        yield f"refine: against {refine.against!r} is no other guidance that refines{hint}"
     if guidance.is_alone and (guidance.strengths or guidance.gate or guidance.preset):
         yield f"negatives: {NONE} leaves nothing to strengths, gate and preset; leave them out"
 

@@ -121,7 +121,8 @@ def flag_tests(run: Run) -> list[Fewer]:
     """Return the `Fewer`s of a run, adjusted together.
 
     On every harmful test set and by every rule: each negative against the reference negative
-    under the same guidance, and the reference against no defence.
+    under the same guidance, the reference against no defence, and a refinement against the one
+    that its grid names.
     """
     found = []
     for new, old in comparisons(run):
@@ -164,8 +165,18 @@ def comparisons(run: Run) -> list[tuple[Configuration, Configuration]]:
             ]
             # Sweeps without a choice: the same strength, where both have it.
             old = [c for c in old if c.strength == new.strength] or old[:1]
+        rival = _rival(run, new)
+        old += [c for c in rows if replace(new, guidance=rival) == c and c not in old]
         found += [(new, c) for c in old if c in rows]
     return found
+
+
+def _rival(run: Run, row: Configuration) -> str:
+    """Return the guidance that a grid names for a comparison with a refining one, or ""."""
+    for given in run.grid.guidances:
+        if given.name == row.guidance and given.refine and given.refine.against:
+            return f"{given.refine.against}@{given.refine.rounds[0]}"
+    return ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -111,6 +111,11 @@ def _categories() -> dict[str, str]:
     }
 
 
+def category_of(noun: str) -> str | None:
+    """Return the category of an object of the world by a word for it; None of other words."""
+    return _categories().get(noun)
+
+
 @cache
 def _pairs_of(concept: str) -> dict[str, list[Pair]]:
     """Return {set: its (template, nouns) in order} of a concept."""
