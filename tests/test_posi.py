@@ -11,7 +11,8 @@ from ine.observers.asking import Reply
 from ine.posi.families import families_of, held_back
 from ine.posi.making import make_pairs
 from ine.posi.pair_files import INSTRUCTION, Pair, read_pairs, write_pairs
-from ine.posi.rewriters import AskingRewriter, load_rewriter, read_rewrite
+from ine.posi.rewriters import AskingRewriter, read_rewrite
+from ine.posi.table import load_rewriter
 from ine.prompts.mini import named_set
 from ine.prompts.rows import PromptRow
 from tests.observer_stub import serving
@@ -205,7 +206,7 @@ def test_nothing_to_train_on_is_an_error():
 
 @pytest.mark.parametrize("spec", ["judge:x", "teacher:", "openai", "sk-secret"])
 def test_an_unknown_rewriter_is_refused(spec):
-    with pytest.raises(IneError, match=r"expected teacher:CONCEPT or openai:URL#MODEL"):
+    with pytest.raises(IneError, match=r"expected teacher:CONCEPT, openai:URL#MODEL or model:BASE"):
         load_rewriter(spec)
 
 

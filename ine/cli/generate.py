@@ -17,6 +17,7 @@ from ine.cli.guiding import DefenceOptions, defending
 from ine.cli.model import ChosenModel, ModelOptions
 from ine.cli.progress import bar
 from ine.cli.refining_options import RefiningOptions, UnitRefiner, refining_too
+from ine.cli.rewriting_options import RewritingOptions, rewriting
 from ine.cli.sampling import SamplingOptions
 from ine.cli.writing import claim_folder
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from ine.embeddings.embedding import ConceptEmbedding
     from ine.guidance.protocol import Guidance
     from ine.models.parts import DiffusionParts
+    from ine.posi.requests import RewrittenRequests
     from ine.prompts.rows import PromptRow
     from ine.sampling import PictureRequest, SamplerSettings, Unit
     from ine.text.encode import TextOptions
@@ -61,6 +63,7 @@ DEFAULT_MODEL = "mini"
     help="Pictures per prompt, with seeds that count up.",
 )
 @options.sampler_and_clip_skip
+@rewriting
 @refining_too
 @expert("--width", type=click.IntRange(1), metavar="PIXELS", help="Width; else the model's own.")
 @expert("--height", type=click.IntRange(1), metavar="PIXELS", help="Height, likewise.")
@@ -83,6 +86,7 @@ def generate(
     seed: int,
     images_per_prompt: int,
     sampling: SamplingOptions,
+    rewriting: RewritingOptions,
     refining: RefiningOptions,
     width: int | None,
     height: int | None,
@@ -101,13 +105,15 @@ def generate(
     to resume it. With an embedding or weights of a recipe about people, the contact sheet blurs
     what that recipe's detector flags; the pictures themselves stay as they are.
 
-    With --refine the pictures are those after the last round, see `ine refine`.
+    With --rewrite a language model reads every prompt first; where its answer cannot be used, the
+    picture is grey. With --refine the pictures are those after the last round, see `ine refine`.
     """
     rows = choose.read_prompt_rows(given, prompts, filters, unconditional=True)
     embeddings = defence.embeddings()
     chosen = model.choose(embeddings, default=DEFAULT_MODEL)
     requests = _requests(rows, seed, images_per_prompt)
     sampling = defence.settled(sampling)
+    planned = rewriting.planned()
     if dry_run:
         plan = plan_of(chosen, defence, sampling, (width, height), requests, out)
         print_plan(plan, as_json)
@@ -123,6 +129,8 @@ def generate(
         requests=requests,
         force=force,
         refiner=refining.refiner(model.device, out),
+        rewriter=planned.name if planned else "",
+        rewritten=rewriting.rewritten(requests, model.device, out),
     )
     _print_made(_fill(run, chosen), out, as_json)
 
@@ -151,6 +159,14 @@ class _Run:
     requests: tuple["PictureRequest", ...]
     force: bool
     refiner: UnitRefiner | None = None
+    rewriter: str = ""
+    rewritten: "RewrittenRequests | None" = None
+    """What is sampled in the place of the requests; None is the requests."""
+
+    @property
+    def asked(self) -> tuple["PictureRequest", ...]:
+        """Return what is sampled."""
+        return self.rewritten.asked if self.rewritten else self.requests
 
     def settings(self) -> dict[str, Any]:
         """Return what besides prompt and seed decides the pixels, for the files."""
@@ -159,7 +175,7 @@ class _Run:
 
         parts, sampler = self.parts, self.sampler
         negative = self.method.negative.prompt()
-        texts = [*(request.prompt for request in self.requests), negative]
+        texts = [*(request.prompt for request in self.asked), negative]
         return {
             "model": parts.name,
             "unet": parts.unet_name,
@@ -171,14 +187,15 @@ class _Run:
             "guidance_scale": sampler.guidance_scale,
             **_size_record(parts),
             **_reading_record(sampler.reading, texts),
+            **({"rewrite": self.rewriter} if self.rewriter else {}),
             **(self.refiner.about(negative) if self.refiner else {}),
         }
 
-    def refined(self, unit: "Unit") -> "Unit":
-        """Return a unit after its rounds of refinement; as it is without any."""
-        if self.refiner is None:
-            return unit
-        return self.refiner.unit(unit, self.parts, self.method, self.sampler)
+    def after(self, unit: "Unit") -> "Unit":
+        """Return what is written of a unit: refined, and grey where no prompt is usable."""
+        if self.refiner:
+            unit = self.refiner.unit(unit, self.parts, self.method, self.sampler)
+        return self.rewritten.withheld(unit) if self.rewritten else unit
 
 
 def _fill(run: _Run, chosen: ChosenModel) -> list[dict[str, Any]]:
@@ -197,7 +214,8 @@ def _fill(run: _Run, chosen: ChosenModel) -> list[dict[str, Any]]:
             force=run.force,
             progress=lambda done, wanted: update(done),
             flagger=flagger_for(*_people(chosen.embeddings, chosen.options.unet)),
-            after=run.refined,
+            after=run.after,
+            asked=run.asked,
         )
 
 

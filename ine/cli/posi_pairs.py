@@ -84,7 +84,7 @@ def pairs(
     from ine.observers.table import ObserverSettings
     from ine.posi.making import make_pairs
     from ine.posi.pair_files import INSTRUCTION, write_pairs
-    from ine.posi.rewriters import load_rewriter
+    from ine.posi.table import RewriteSettings, load_rewriter
 
     held = out.with_name(f"{out.stem}-test{out.suffix}")
     for path in (out, held):
@@ -93,7 +93,7 @@ def pairs(
     asked = instruction or INSTRUCTION
     how = ObserverSettings(parallel=parallel, timeout=timeout, cache=cache)
     change, stay = (several_sets(files, filters, limit) for files in (toxic, benign))
-    teacher = load_rewriter(spec, asked, how)
+    teacher = load_rewriter(spec, RewriteSettings(instruction=asked), how)
     with bar(len(change), "rewriting") as progress:
         made = make_pairs(change, stay, teacher, test_share=share, seed=seed, progress=progress)
     write_pairs(held, made.test, asked)

@@ -50,8 +50,8 @@ STEP = 64
     "--by",
     "spec",
     metavar="SPEC",
-    help="Without --base, who rewrites: openai:URL#MODEL, or teacher:fire, teacher:weapon for the "
-    "bundled world.",
+    help="Without --base, who rewrites: openai:URL#MODEL, teacher:fire or teacher:weapon for the "
+    "bundled world, or model:BASE+ADAPTER.",
 )
 @instruction
 @expert(
@@ -59,14 +59,14 @@ STEP = 64
     type=options.FiniteRange(min=0),
     default=0.95,
     show_default=True,
-    help="Of a model in --base; 0 always takes the likeliest word.",
+    help="Of a local model; 0 always takes the likeliest word.",
 )
 @expert(
     "--max-tokens",
     type=click.IntRange(1),
     default=128,
     show_default=True,
-    help="Longest answer of a model in --base.",
+    help="Longest answer, in the model's tokens.",
 )
 @click.option(
     "--out", type=options.OutPath(), help="JSON-lines file to write, instead of printing the rows."
@@ -117,23 +117,23 @@ def _rewriter(
         IneError: They name none or two, or it cannot be loaded.
     """
     from ine.observers.table import ObserverSettings
-    from ine.posi.pair_files import INSTRUCTION
-    from ine.posi.rewriters import load_rewriter
-    from ine.posi.trained import Asking, asking_of, load_trained
+    from ine.posi.table import RewriteSettings, load_rewriter
+    from ine.posi.trained import asking_for, load_trained
     from ine.training.answers import Drawing
 
     if (base is None) == (spec is None):
         raise click.UsageError("give --base DIR, or --by SPEC")
     if spec is not None:
         how = ObserverSettings(parallel=parallel, timeout=timeout, cache=cache)
-        return load_rewriter(spec, instruction or INSTRUCTION, how)
+        settings = RewriteSettings(
+            instruction=instruction, temperature=temperature, max_tokens=max_tokens, seed=seed
+        )
+        return load_rewriter(spec, settings, replace(how, device=device))
     assert base is not None
-    known = [found for folder in adapters if (found := asking_of(folder))]
-    asking = known[-1] if known else Asking()
     return load_trained(
         base,
         adapters,
-        asking=replace(asking, instruction=instruction or asking.instruction),
+        asking=asking_for(adapters, instruction),
         drawing=Drawing(temperature=temperature, max_tokens=max_tokens),
         seed=seed,
         device=device,

@@ -6,7 +6,7 @@ Its other commands are files of their own.
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from ine.cli.refine_generator import GeneratorOptions, generating, generator_of
 from ine.cli.refine_plan import plan_of_generator, plan_of_refining, print_refining
 from ine.cli.refine_train import train
 from ine.cli.refining_options import RefiningOptions, refining
+from ine.cli.rewriting_options import RewritingOptions, rewriting
 from ine.cli.sampling import SamplingOptions
 from ine.cli.writing import claim_folder
 
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
     from ine.store.pictures import Store
 
 log = logging.getLogger("ine")
+
+REWRITES = "rewrites.jsonl"
+"""File of what became of the prompts before round 0, with --rewrite."""
 
 
 class RefinesByDefault(DefaultingGroup):
@@ -115,6 +119,7 @@ looking = options.packed(
 @defending_beside_observer
 @options.opening
 @options.sampler
+@rewriting
 @generating
 @looking
 @options.seed
@@ -138,6 +143,7 @@ def run(
     defence: DefenceOptions,
     model: ModelOptions,
     sampling: SamplingOptions,
+    rewriting: RewritingOptions,
     generating: GeneratorOptions,
     looking: LookingOptions,
     seed: int,
@@ -172,7 +178,9 @@ def run(
     claim_folder(out)
     generator = generator_of(generating, defence, model, sampling, settings)
     rewriter = refining.load(model.device, out)
+    requests, rows, by = _rewritten(rewriting, requests, rows, model.device, out)
     about = {
+        **by,
         "generator": generator.name,
         "observer": rewriter.name,
         "settings": {**settings.deciding, "rounds": settings.rounds},
@@ -201,6 +209,30 @@ def _requests(rows: Sequence["PromptRow"], seed: int) -> tuple["PictureRequest",
         PictureRequest(prompt=row.prompt, seed=seed if asked or row.seed is None else row.seed)
         for row in rows
     )
+
+
+def _rewritten(
+    rewriting: RewritingOptions,
+    requests: tuple["PictureRequest", ...],
+    rows: Sequence["PromptRow"],
+    device: str,
+    out: Path,
+) -> tuple[tuple["PictureRequest", ...], Sequence["PromptRow"], dict[str, str]]:
+    """Return what round 0 generates, its rows, and who rewrote; as given if nobody did.
+
+    Prompts without a usable rewrite are left out, which is logged; `REWRITES` has all.
+    """
+    from ine.files import write_text
+
+    planned = rewriting.planned()
+    found = rewriting.rewritten(requests, device, out)
+    if planned is None or found is None:
+        return requests, rows, {}
+    lines = [json.dumps(asdict(row), ensure_ascii=False) for row in found.rows]
+    write_text(out / REWRITES, "".join(f"{line}\n" for line in lines))
+    usable = found.usable
+    left = tuple(found.asked[place] for place in usable)
+    return left, [rows[place] for place in usable], {"rewrite": planned.name}
 
 
 def _report(

@@ -7,7 +7,7 @@ from pathlib import Path
 from ine.embeddings.embedding import ConceptEmbedding, read_embedding
 from ine.errors import RecipeError
 from ine.evaluation.cells import Configuration
-from ine.evaluation.grid import ANY, GridGuidance, GridNegative, named
+from ine.evaluation.grid import ANY, GridGuidance, GridNegative, GridRewrite, named
 from ine.evaluation.grid_file import GridFile
 from ine.guidance.applied import RECOMMENDED, Overrides, applied
 from ine.guidance.behind import behind
@@ -21,6 +21,7 @@ from ine.guidance.protocol import Guidance
 from ine.guidance.table import build_guidance, find_method
 from ine.guidance.vl_dnp import VlDnp
 from ine.observers.watching import Watcher
+from ine.posi.table import RewriteSettings, Rewriting, rewriting_of
 from ine.refining.run import Refinement, refinement_of
 
 ASKING = ("query", "picture", "system", "user", "padding", "batch")
@@ -42,6 +43,9 @@ class Defences:
     refinements: dict[Configuration, Refinement] = field(default_factory=dict)
     """Of those whose prompts are refined."""
 
+    rewritings: dict[Configuration, Rewriting] = field(default_factory=dict)
+    """Of those whose prompts are rewritten before any picture."""
+
     watchers: dict[tuple[Watcher, tuple[object, ...]], Watcher] = field(default_factory=dict)
     """{(observer, how it runs): the one that is loaded}: a model is in memory once."""
 
@@ -53,6 +57,8 @@ class Defences:
         """
         if cell.is_defended and cell.guidance not in self.given:
             given = named(self.file.grid.guidances, cell.guidance)
+            if given.rewrite:
+                self.rewritings[cell] = self._rewriting(given.rewrite)
             if given.refine:
                 [rounds] = given.refine.rounds
                 self.refinements[cell] = refinement_of(
@@ -64,6 +70,11 @@ class Defences:
             if given.is_alone:
                 return None
         return self._steered(cell)
+
+    def _rewriting(self, given: GridRewrite) -> Rewriting:
+        """Return a rewriter; its folders are looked for where the grid is, then here."""
+        settings = RewriteSettings(**given.model_dump(exclude={"by"}))
+        return rewriting_of(given.by, settings, self.file.place)
 
     def _steered(self, cell: Configuration) -> Guidance | None:
         if cell.guidance in self.given:

@@ -17,6 +17,7 @@ from ine.evaluation.grid_file import GridFile
 from ine.evaluation.prompt_sets import SetOfPrompts, learned_words, read_set
 from ine.guidance.gate_file import Calibration
 from ine.guidance.protocol import Guidance
+from ine.posi.table import Rewriting
 from ine.refining.run import Refinement
 from ine.weights.hub import is_hub_id
 from ine.weights.stack import WeightStack, as_unet, parse_layer
@@ -41,6 +42,9 @@ class Expansion:
 
     refinements: dict[Configuration, Refinement]
     """Of those whose prompts are refined."""
+
+    rewritings: dict[Configuration, Rewriting]
+    """Of those whose prompts are rewritten before any picture."""
 
     unets: dict[str, Path | WeightStack | None]
     """{model name: None, a path or a `WeightStack`}."""
@@ -138,6 +142,7 @@ def expand(
         guidances=built,
         calibrations=builder.calibrations,
         refinements=builder.refinements,
+        rewritings=builder.rewritings,
         unets=unets,
         missing=problems.texts,
     )

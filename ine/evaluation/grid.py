@@ -132,6 +132,22 @@ class GridRefine(Section):
     """A guidance that refines too: each row is compared with its row of as many rounds, too."""
 
 
+class GridRewrite(Section):
+    """Prompts rewritten before any picture is made, see docs/posi.md."""
+
+    by: str
+    """Who rewrites: teacher:CONCEPT, openai:URL#MODEL or model:BASE+ADAPTER, whose folders are
+    looked for beside the grid, then in the current folder."""
+
+    instruction: str | None = None
+    """What it is asked; by default what it learned with."""
+
+    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.95
+    max_tokens: Count = 128
+    seed: Seed = 0
+    """Of a local model's drawing."""
+
+
 class GridGuidance(Section):
     """How a negative acts."""
 
@@ -163,12 +179,15 @@ class GridGuidance(Section):
     refine: GridRefine | None = None
     """Refine the prompts of what this makes; rows "NAME@0" have none of it yet."""
 
+    rewrite: GridRewrite | None = None
+    """Rewrite the prompts of what this makes; with `refine`, the rewritten prompts are refined."""
+
     models: OneOrMore = ()
     """Only these models; all without any."""
 
     negatives: OneOrMore = ()
-    """Only these negatives, by name or group; all without any. "none", with `refine`, refines what
-    the model makes without a negative."""
+    """Only these negatives, by name or group; all without any. "none" is for `refine` and `rewrite`
+    of what the model makes without a negative."""
 
     @property
     def as_recommended(self) -> bool:
@@ -177,8 +196,8 @@ class GridGuidance(Section):
 
     @property
     def is_alone(self) -> bool:
-        """Return whether it refines what the model makes without a negative."""
-        return self.refine is not None and self.negatives == (NONE,)
+        """Return whether it changes the prompts of a model without a negative."""
+        return bool(self.refine or self.rewrite) and self.negatives == (NONE,)
 
     @model_validator(mode="before")
     @classmethod
@@ -309,7 +328,8 @@ class Grid(Section):
 def with_rounds(grid: Grid) -> Grid:
     """Return a grid in which every number of rounds is a guidance of its own, round 0 among them.
 
-    Round 0 of what refines the undefended model is that model, which every grid has.
+    Round 0 of what refines the undefended model is that model, which every grid has, unless its
+    prompts were rewritten.
     """
     found: list[GridGuidance] = []
     for guidance in grid.guidances:
@@ -317,7 +337,7 @@ def with_rounds(grid: Grid) -> Grid:
         if refine is None:
             found.append(guidance)
             continue
-        if not guidance.is_alone:
+        if guidance.rewrite or not guidance.is_alone:
             found.append(guidance.model_copy(update={"name": f"{guidance.name}@0", "refine": None}))
         for count in sorted(set(refine.rounds)):
             own = {"refine": refine.model_copy(update={"rounds": (count,)})}

@@ -11,6 +11,7 @@ from ine.evaluation.similarity import is_lpips
 from ine.guidance.applied import RECOMMENDED
 from ine.guidance.gates import Window
 from ine.guidance.table import find_method
+from ine.posi.table import parse_rewriter as parse_prompt_rewriter
 from ine.prompts.screening import is_refused
 from ine.recipe import ConceptRecipe
 from ine.refining.settings import preset
@@ -146,10 +147,14 @@ def _strengths(guidance: GridGuidance) -> Iterator[str]:
 
 
 def _refinement(guidance: GridGuidance, grid: Grid) -> Iterator[str]:
-    refine = guidance.refine
+    refine, rewrite = guidance.refine, guidance.rewrite
+    if rewrite and (problem := _refusal(parse_prompt_rewriter, rewrite.by)):
+        yield f"rewrite: {problem}"
+    if NONE in guidance.negatives and not (refine or rewrite):
+        yield (f"negatives: {NONE} is for guidances with refine or rewrite; leave the guidance out")
+    if guidance.is_alone and (guidance.strengths or guidance.gate or guidance.preset):
+        yield f"negatives: {NONE} leaves nothing to strengths, gate and preset; leave them out"
     if refine is None:
-        if NONE in guidance.negatives:
-            yield f"negatives: {NONE} is for guidances with refine; leave the guidance out"
         return
     if problem := _refusal(parse_rewriter, refine.observer):
         yield f"refine: {problem}"
@@ -164,8 +169,6 @@ def _refinement(guidance: GridGuidance, grid: Grid) -> Iterator[str]:
     if refine.against is not None and refine.against not in rivals:
         hint = did_you_mean(refine.against, rivals)
         yield f"refine: against {refine.against!r} is no other guidance that refines{hint}"
-    if guidance.is_alone and (guidance.strengths or guidance.gate or guidance.preset):
-        yield f"negatives: {NONE} leaves nothing to strengths, gate and preset; leave them out"
 
 
 def _references(grid: Grid, guidance: GridGuidance, negatives: Sequence[str]) -> Iterator[str]:

@@ -10,7 +10,7 @@ from ine.detectors.scan import detectors_for
 from ine.evaluation.cells import Cell, Configuration
 from ine.evaluation.expand import Expansion
 from ine.evaluation.models import ModelCache, ModelFacts
-from ine.evaluation.units import UnitOfWork, plan_units, refined_unit
+from ine.evaluation.units import UnitOfWork, plan_units, refined_unit, rewritten_unit
 from ine.guidance.cfg import ClassifierFree
 from ine.guidance.protocol import Cost
 from ine.sampling import SamplerSettings
@@ -57,10 +57,13 @@ class Plan(Expansion):
                 continue
             guidance = self.guidances[configuration]
             refinement = self.refinements.get(configuration)
-            if configuration.is_defended and guidance is None and refinement is None:
+            rewriting = self.rewritings.get(configuration)
+            if configuration.is_defended and not (guidance or refinement or rewriting):
                 continue
             items = prompts.items(cell.seed)
             found[cell] = plan_units(configuration, guidance, items, self.sampler(model), facts)
+            if rewriting:
+                found[cell] = [rewritten_unit(unit, rewriting) for unit in found[cell]]
             if refinement:
                 found[cell] = [refined_unit(unit, refinement) for unit in found[cell]]
             for number, unit in enumerate(found[cell]):

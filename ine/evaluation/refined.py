@@ -10,6 +10,7 @@ from ine.evaluation.plan import Plan
 from ine.evaluation.units import UnitOfWork, make_unit
 from ine.guidance.protocol import Notes
 from ine.observers.table import ObserverSettings
+from ine.posi.batches import as_shown, with_notes
 from ine.refining.asking import Rewriter
 from ine.refining.rounds import Made, refine_once
 from ine.refining.run import Refinement, read_batch
@@ -38,7 +39,7 @@ class Rounds:
         refinement, before = unit.refinement, unit.before
         assert refinement, "a unit without a round before is generated"
         assert before, "a unit without a round before is generated"
-        batch = read_batch(self.plan.store, before.key, unit.requests)
+        batch = as_shown(read_batch(self.plan.store, before.key, unit.requests))
 
         def generate(requests: Sequence[PictureRequest]) -> Made:
             parts = self.plan.shelf.parts(unit.configuration.model)
@@ -46,7 +47,8 @@ class Rounds:
             return make_unit(parts, guidance, replace(unit, requests=tuple(requests)))
 
         done = refine_once(batch, self._rewriter(refinement), generate, refinement.settings)
-        return done.pictures, done.notes, done.calls, sum(done.calls) - sum(batch.calls)
+        notes = with_notes(done.notes, batch.notes)
+        return done.pictures, notes, done.calls, sum(done.calls) - sum(batch.calls)
 
     def _rewriter(self, refinement: Refinement) -> Rewriter:
         """Return who looks; its replies are kept in the store's folder."""

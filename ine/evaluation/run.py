@@ -18,6 +18,7 @@ from ine.evaluation.rates import keep_rate
 from ine.evaluation.readings import Readers, needs_of
 from ine.evaluation.refined import Rounds
 from ine.evaluation.result import Run
+from ine.evaluation.rewritten import Rewrites
 from ine.evaluation.units import UnitOfWork, made_by, make_unit
 from ine.guidance.protocol import Notes
 from ine.store.archives import Doubtful
@@ -92,6 +93,7 @@ class _Worker:
     needs: dict[str, tuple[str, ...]]
     readers: Readers
     rounds: Rounds
+    rewrites: Rewrites
 
     def todo(self) -> tuple[UnitOfWork, ...]:
         """Return the units that are not all there: no file, a broken one, or one not read."""
@@ -138,7 +140,7 @@ class _Worker:
     def _make(self, unit: UnitOfWork) -> tuple[np.ndarray, int]:
         """Make and store a unit; return its pictures and the U-Net evaluations of this work."""
         if unit.before:
-            pictures, notes, asked, spent = self._next_round(unit, unit.before)
+            pictures, notes, asked, spent = self._from_before(unit, unit.before)
             device = self.plan.shelf.device
         else:
             parts = self.plan.shelf.parts(unit.configuration.model)
@@ -148,20 +150,21 @@ class _Worker:
         self.plan.store.write_unit(unit.key, pictures, notes, asked, made_by(device))
         return pictures, spent
 
-    def _next_round(
+    def _from_before(
         self, unit: UnitOfWork, before: UnitOfWork
     ) -> tuple[np.ndarray, list[Notes], list[int], int]:
-        """Return what `Rounds.make` does; the round before is made where it is missing."""
+        """Return what `Rounds.make` does; the unit before is made where it is missing."""
+        make = self.rewrites.make if unit.rewriting else self.rounds.make
         for _ in range(2):
             if not self.plan.store.sound(before.key):
                 self.do(before)
             try:
-                return self.rounds.make(unit)
+                return make(unit)
             except Missing as error:
                 log.warning("%s; it is made again", error)
                 self.plan.store.forget(before.key)
         self.do(before)
-        return self.rounds.make(unit)
+        return make(unit)
 
     def _clear(self, key: str) -> None:
         """Say what is wrong with a unit that is not sound; forget one that was never a picture."""
@@ -182,7 +185,11 @@ def todo(plan: Plan) -> tuple[UnitOfWork, ...]:
 
 def _worker(plan: Plan) -> _Worker:
     return _Worker(
-        plan=plan, needs=needs_of(plan), readers=Readers(plan.store), rounds=Rounds(plan)
+        plan=plan,
+        needs=needs_of(plan),
+        readers=Readers(plan.store),
+        rounds=Rounds(plan),
+        rewrites=Rewrites(plan),
     )
 
 

@@ -17,6 +17,8 @@ from ine.evaluation.prompt_sets import Item
 from ine.guidance.protocol import Guidance, Notes
 from ine.guidance.table import describe
 from ine.models.parts import DiffusionParts
+from ine.posi.batches import rewritten_key
+from ine.posi.table import Rewriting
 from ine.refining.run import Refinement, round_key
 from ine.runtime import library_versions
 from ine.sampling import PictureRequest, SamplerSettings, make_pictures
@@ -38,10 +40,14 @@ class UnitOfWork:
     sampler: SamplerSettings
     size: tuple[int | None, int | None] = (None, None)
     before: "UnitOfWork | None" = None
-    """The round before, of a unit whose prompts are refined."""
+    """The unit that it is made from: the round before of one whose prompts are refined, and the
+    user's prompts of one whose prompts are rewritten."""
 
     refinement: Refinement | None = None
     """Who looks at the round before, and how."""
+
+    rewriting: Rewriting | None = None
+    """Who rewrites the prompts of the unit before."""
 
 
 def unit_key(
@@ -118,8 +124,14 @@ def refined_unit(unit: UnitOfWork, refinement: Refinement) -> UnitOfWork:
     """Return a unit after the rounds of a refinement, each of which is a unit too."""
     for _ in range(refinement.settings.rounds):
         key = round_key(unit.key, refinement.name, refinement.settings)
-        unit = replace(unit, key=key, before=unit, refinement=refinement)
+        unit = replace(unit, key=key, before=unit, refinement=refinement, rewriting=None)
     return unit
+
+
+def rewritten_unit(unit: UnitOfWork, rewriting: Rewriting) -> UnitOfWork:
+    """Return a unit after its prompts were rewritten."""
+    key = rewritten_key(unit.key, rewriting.name)
+    return replace(unit, key=key, before=unit, rewriting=rewriting)
 
 
 def make_unit(

@@ -39,6 +39,7 @@ def fill_gallery(
     progress: Callable[[int, int], None] | None = None,
     flagger: Flagger | None = None,
     after: Callable[[Unit], Unit] | None = None,
+    asked: Sequence[PictureRequest] | None = None,
 ) -> list[Row]:
     """Make the pictures of a plan that the folder does not hold yet; return index rows.
 
@@ -57,6 +58,8 @@ def fill_gallery(
             blurs every picture that it did not find harmless; the PNGs stay as they are.
         after: Makes of each unit what is written instead, such as refined pictures; the plan's
             settings say what it is.
+        asked: What is sampled in the place of the plan's requests, one each, such as rewritten
+            prompts; the plan's settings say by whom.
 
     Raises:
         OutputError: The folder holds pictures of other settings or prompts, or files of other
@@ -72,7 +75,7 @@ def fill_gallery(
         return all(is_finished(folder, rows, name) for name in names[first : first + sampler.batch])
 
     done, started = sum(name in rows for name in names), False
-    for generated in generate(parts, plan.requests, guidance, sampler, skip=is_done):
+    for generated in generate(parts, asked or plan.requests, guidance, sampler, skip=is_done):
         unit = after(generated) if after else generated
         made = _write_unit(folder, plan, unit, flagger)
         done += len(made)
@@ -98,8 +101,8 @@ def _write_unit(
     flags = flagger(unit.pictures) if flagger else None
     blank = is_blank(unit.pictures)
     rows = {}
-    for k, request in enumerate(unit.requests):
-        name = plan.names[unit.first + k]
+    for k in range(len(unit.requests)):
+        request, name = plan.requests[unit.first + k], plan.names[unit.first + k]
         write_png(folder / name, unit.pictures[k], _texts(request, plan, unit.notes[k]))
         rows[name] = {
             "file": name,

@@ -52,7 +52,8 @@ def new_model(tokenizer: Any, width: int = 128, layers: int = 2, seed: int = 0) 
         intermediate_size=2 * width,
         num_hidden_layers=layers,
         num_attention_heads=max(1, width // 32),
-        max_position_embeddings=128,
+        # More than any prompt of the world has; an answer may have 128 by default.
+        max_position_embeddings=512,
         tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,

@@ -1,7 +1,6 @@
 """Who rewrites prompts that no picture was seen of: rules, any server, or a model trained here.
 
-A rewriter's name is KIND:WHAT: `teacher:CONCEPT` follows the rules of the bundled model's world,
-`openai:URL#MODEL` asks a server. `ine.posi.trained` has the trained model.
+`ine.posi.table` has them by name, `ine.posi.trained` the trained model.
 """
 
 from collections.abc import Sequence
@@ -11,16 +10,16 @@ from typing import Protocol
 from ine.errors import ObserverError
 from ine.observers.asking import Asker
 from ine.observers.question import Conversation, Turn
-from ine.observers.table import ObserverSettings, load_asker
 from ine.posi.pair_files import INSTRUCTION
 from ine.refining.answers import read_answer
 from ine.refining.settings import RefineSettings
-from ine.refining.teacher import Teacher, teacher_of
+from ine.refining.teacher import Teacher
 
 READING = RefineSettings(fresh_noise=True)
 """How an answer is read: as in refinement, and an unchanged prompt is an answer."""
 
-FORMS = "teacher:CONCEPT or openai:URL#MODEL"
+SILENT = ("time-out", "error")
+"""What is said of a prompt that a server did not answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +32,11 @@ class Rewrite:
 
     unusable: str = ""
     """Why no answer can be used; nothing says then that the prompt is harmless."""
+
+    @property
+    def changed(self) -> bool:
+        """Return whether there is another prompt than the user's."""
+        return bool(self.rewritten) and self.rewritten != self.prompt.strip()
 
 
 class PromptRewriter(Protocol):
@@ -93,7 +97,7 @@ class AskingRewriter:
             for prompt in prompts
         ]
         replies = self.asker.ask(asked) if asked else []
-        failed = [reply for reply in replies if reply.failed in ("time-out", "error")]
+        failed = [reply for reply in replies if reply.failed in SILENT]
         if failed and len(failed) == len(replies):
             raise ObserverError(
                 f"observer {self.name}: none of {len(replies)} prompts was answered (the last: "
@@ -118,26 +122,15 @@ def read_rewrite(prompt: str, answer: str) -> Rewrite:
     return Rewrite(prompt=prompt, rewritten=verdict.prompt or prompt)
 
 
-def load_rewriter(
-    spec: str, instruction: str = INSTRUCTION, how: ObserverSettings | None = None
-) -> PromptRewriter:
-    """Return a rewriter by name.
-
-    Args:
-        spec: See the top of this module.
-        instruction: What a model is asked.
-        how: How it runs.
+def check_answered(rows: Sequence[Rewrite], name: str) -> None:
+    """Raise where a model gave no answer; an answer that cannot be used is one.
 
     Raises:
-        ObserverError: The name has another form, or the server cannot be reached.
-        RecipeError: A teacher's concept is unknown.
-        MissingDependency: A package that it needs is missing.
+        ObserverError: A request failed; another try may succeed.
     """
-    kind, _, what = spec.partition(":")
-    if kind == "teacher" and what:
-        return RuleRewriter(teacher_of(what))
-    if kind == "openai" and what:
-        return AskingRewriter(load_asker(spec, how), instruction)
-    # Of an unknown kind only that is repeated: the rest may hold a key.
-    shown = spec if kind in ("teacher", "openai") else kind
-    raise ObserverError(f"rewriter {shown!r} is unknown; expected {FORMS}")
+    silent = [row.unusable for row in rows if row.unusable in SILENT]
+    if silent:
+        raise ObserverError(
+            f"rewriter {name}: {len(silent)} of {len(rows)} prompts were not answered ({silent[0]})"
+            "; what is finished is kept; repair the rewriter and give the same command again"
+        )

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from ine.errors import CheckpointError, ModelError
-from ine.files import parse_json, read_within, write_json
-from ine.observers.adapters import add_adapter, check_base
+from ine.files import parse_json, read_within, sha256_of, write_json
+from ine.observers.adapters import CONFIG, WEIGHTS, add_adapter, check_base
+from ine.observers.vlm_loading import digest_of
 from ine.posi.pair_files import INSTRUCTION
 from ine.posi.recipe import Template
 from ine.posi.rewriters import Rewrite, read_rewrite
@@ -72,6 +73,21 @@ def asking_of(folder: Path) -> Asking | None:
         )
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise CheckpointError(f"{path}: is damaged ({error}); train again") from error
+
+
+def asking_for(adapters: Sequence[Path], instruction: str | None = None) -> Asking:
+    """Return how a model with adapters is asked: as the last that says so, else by default.
+
+    Args:
+        adapters: In the order of their stages.
+        instruction: In the place of theirs.
+
+    Raises:
+        CheckpointError: A file beside one is damaged.
+    """
+    known = [found for folder in adapters if (found := asking_of(folder))]
+    asking = known[-1] if known else Asking()
+    return replace(asking, instruction=instruction) if instruction else asking
 
 
 def stages_of(adapters: Sequence[Path]) -> list[Path]:
@@ -152,17 +168,39 @@ def load_trained(
         MissingDependency: peft is not installed.
         ModelError: The base cannot be loaded, or its tokenizer has no end of text.
     """
-    known = [found for folder in adapters if (found := asking_of(folder))]
-    asking = asking or (known[-1] if known else Asking())
+    asking = asking or asking_for(adapters)
     drawing = drawing or Drawing()
+    name = name_of(base, adapters, asking, drawing, seed)
     loaded = with_adapters(load_base(base, device), adapters)
+    asking.check(loaded.processor)
+    return TrainedRewriter(base=loaded, asking=asking, name=name, drawing=drawing, seed=seed)
+
+
+def name_of(
+    base: Path, adapters: Sequence[Path], asking: Asking, drawing: Drawing, seed: int
+) -> str:
+    """Return the name of a trained rewriter, which its files decide; no weights are loaded.
+
+    Raises:
+        CheckpointError: An adapter is missing, damaged, or of another base.
+        ModelError: There is no base.
+    """
+    if not (base / "config.json").is_file():
+        raise ModelError(
+            f"{base}: no language model there (config.json); `ine posi base mini` makes one"
+        )
+    digest = digest_of(base)
+    stages = stages_of(adapters)
+    for folder in stages:
+        check_base(folder, digest)
     about = key_of(
-        base=loaded.digest,
-        adapters=[str(folder) for folder in stages_of(adapters)],
+        base=digest,
+        adapters=[
+            sha256_of((folder / CONFIG).read_bytes(), (folder / WEIGHTS).read_bytes())
+            for folder in stages
+        ],
         asking=[asking.instruction, asking.template.text],
         drawing=drawing.model_dump(),
         seed=seed,
     )
-    return TrainedRewriter(
-        base=loaded, asking=asking, name=f"model:{about[:16]}", drawing=drawing, seed=seed
-    )
+    return f"model:{about[:16]}"

@@ -13,6 +13,7 @@ from ine.evaluation.metrics.frechet import Frechet
 from ine.evaluation.metrics.observers import ObserverCosts
 from ine.evaluation.metrics.preservation import Preservation
 from ine.evaluation.metrics.refined import Refined
+from ine.evaluation.metrics.rewritten import Rewritten
 from ine.evaluation.metrics.subject import Subject
 
 METRICS: tuple[Metric, ...] = (
@@ -25,6 +26,7 @@ METRICS: tuple[Metric, ...] = (
     ClipScore(),
     Frechet(),
     Refined(),
+    Rewritten(),
     Blank(),
     Evaluations(),
     ObserverCosts(),
