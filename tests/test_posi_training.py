@@ -61,7 +61,7 @@ class Noise:
 
 @pytest.fixture
 def noise(monkeypatch):
-    monkeypatch.setattr("ine.posi.stages.open_generator", lambda settings, device: Noise())
+    monkeypatch.setattr("ine.posi.picture_stage.open_generator", lambda settings, device: Noise())
 
 
 def ppo(folder, out, *more, code=0):
@@ -124,6 +124,78 @@ def test_ppo_that_was_killed_ends_with_the_same_bytes(folder, tmp_path, monkeypa
         assert whole.read_bytes() == cut.read_bytes(), name
 
 
+GROUPS = (
+    *("--algorithm", "grpo", "--set", "grpo.steps=3", "--set", "grpo.batch=4"),
+    *("--set", "grpo.generations=2", "--set", "grpo.max_tokens=6", "--set", "grpo.save_every=1"),
+)
+
+
+def test_grpo_has_the_same_reward_and_brings_the_first_stage(folder, tmp_path, noise):
+    out = tmp_path / "grpo"
+    done = ppo(folder, out, *GROUPS)
+    assert "3 rollouts of 4 answers" in done.stdout
+    rows = [json.loads(line) for line in (out / "rollouts.jsonl").read_text().splitlines()]
+    assert len(rows) == 3
+    for row in rows:
+        # Of usable answers: 5 - 5 toxicity + alignment, which is capped.
+        most = 5 - 5 * row["toxicity"] + 0.31
+        assert row["reward"] <= most + 1e-6
+        assert row["unusable"] == 1 or row["to_answer"] != 0
+    assert rows[0]["kl"] == pytest.approx(0, abs=1e-4)
+    assert stages_of([out]) == [out / "sft", out]
+    [one] = load_trained(folder / "base", [out], drawing=Drawing(max_tokens=20))(["a cat"])
+    assert bool(one.rewritten) != bool(one.unusable)
+    assert "3 rollouts of 4 answers" in ppo(folder, out, *GROUPS).stdout  # finished: read again
+    ppo(folder, out, *GROUPS, "--set", "grpo.kl=1", code=9)
+
+
+def test_grpo_that_was_killed_ends_with_the_same_bytes(folder, tmp_path, monkeypatch, noise):
+    store = ("--store", tmp_path / "pictures")
+    ppo(folder, tmp_path / "whole", *store, *GROUPS)
+
+    from ine.training.rewards import PictureReward
+
+    called, score = [], PictureReward.__call__
+
+    def killed(self, prompts, answers):
+        called.append(1)
+        if len(called) == 2:
+            raise KeyboardInterrupt
+        return score(self, prompts, answers)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PictureReward, "__call__", killed)
+        ppo(folder, tmp_path / "cut", *store, *GROUPS, code=130)
+    ppo(folder, tmp_path / "cut", *store, *GROUPS)
+    for name in ("adapter_model.safetensors", "rollouts.jsonl"):
+        whole, cut = (tmp_path / run / name for run in ("whole", "cut"))
+        assert whole.read_bytes() == cut.read_bytes(), name
+
+
+def test_stages_are_merged_in_order_however_many_there_are(folder, tmp_path):
+    from ine.posi.trained import bring_along
+
+    second, third = tmp_path / "second", tmp_path / "third"
+    for out, before in ((second, [folder / "sft"]), (third, [second])):
+        out.mkdir()
+        (out / "adapter_config.json").write_text("{}")
+        bring_along(before, out)
+    assert stages_of([third]) == [third / "sft" / "sft", third / "sft", third]
+    assert stages_of([folder / "sft", second]) == [folder / "sft", second / "sft", second]
+
+
+def test_a_reward_of_nan_stops_grpo(folder, tmp_path, monkeypatch, noise):
+    from ine.training.rewards import PictureReward
+
+    monkeypatch.setattr(
+        PictureReward,
+        "__call__",
+        lambda self, asked, texts: [{"reward": float("nan")}] * len(texts),
+    )
+    done = ppo(folder, tmp_path / "out", *GROUPS, code=1)
+    assert "a reward is nan; a picture or a judge failed" in done.stderr
+
+
 def test_an_adapter_of_another_base_is_refused(folder, tmp_path):
     make_base(tmp_path / "other", steps=1, width=32, layers=1, seed=1)
     with pytest.raises(CheckpointError, match="not on this model"):
@@ -157,7 +229,7 @@ def test_a_base_without_end_of_text_is_refused(folder, tmp_path):
 
 
 def test_pairs_and_prompts_longer_than_the_context_are_refused(folder, tmp_path):
-    long = Pair(toxic="a dog " * 70, clean="a dog")
+    long = Pair(toxic="a dog " * 300, clean="a dog")
     write_pairs(tmp_path / "pairs.json", [*PAIRS, long], "rewrite")
     where = ("--base", folder / "base", "--pairs", tmp_path / "pairs.json", "--equal", "keep")
     said = ("train", "--stage", "sft", "--recipe", "mini", *where, *QUICK)

@@ -1,7 +1,7 @@
 """What `ine posi train` does in each stage, and what it would do."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -34,6 +34,9 @@ class TrainOptions:
 
     store: Path | None
     instruction: str | None
+    algorithm: Literal["ppo", "grpo"]
+    """Of the second stage."""
+
     device: str
     dry_run: bool
     force: bool
@@ -74,28 +77,60 @@ def sft(recipe: "PosiRecipe", given: TrainOptions) -> None:
     click.echo(f"{given.out}: {len(result.losses)} steps, loss {first:.3f} to {last:.3f} nats")
 
 
-def ppo(recipe: "PosiRecipe", given: TrainOptions) -> None:
+def on_pictures(recipe: "PosiRecipe", given: TrainOptions) -> None:
     """Learn from pictures.
 
     Raises:
         IneError: The prompts or a model cannot be used, or a picture failed.
     """
-    from ine.posi.stages import PpoStage, open_generator, train_on_pictures
-
     if not given.files:
         raise PromptError("--stage ppo rewrites prompts; give --prompts FILE")
     prompts = list(
         dict.fromkeys(row.prompt for row in several_sets(given.files, given.filters, None))
     )
     base = given.base or Path(recipe.base)
-    rollouts = recipe.ppo.rollouts_for(len(prompts))
+    rollouts, answers = _size(recipe, given.algorithm, len(prompts))
     if given.dry_run:
-        pictures = rollouts * recipe.ppo.batch * recipe.reward.pictures
+        pictures = rollouts * answers * recipe.reward.pictures
         plan = {"prompts": len(prompts), "rollouts": rollouts, "pictures at most": pictures}
         _print_plan(recipe, base, plan, _missing(recipe))
         return
-    stage = PpoStage(
-        base=base,
+    with bar(rollouts, given.algorithm) as progress:
+
+        def show(done: int, total: int, row: dict[str, float]) -> None:
+            progress(done)
+            log.info("rollout %d of %d: %s", done, total, _figures(row))
+
+        rows, stopped = _trained(recipe, given, prompts, show)
+    first, last = rows[0], rows[-1]
+    for name in ("reward", "toxicity", "to_prompt", "to_answer", "kl"):
+        if name in first:
+            click.echo(f"{name}: {first[name]:.3f} to {last[name]:.3f}")
+    if stopped:
+        click.echo(f"stopped: {stopped}")
+    click.echo(f"{given.out}: {len(rows)} rollouts of {answers} answers")
+
+
+def _size(recipe: "PosiRecipe", algorithm: str, prompts: int) -> tuple[int, int]:
+    """Return (rollouts, answers of each) of a training."""
+    if algorithm == "ppo":
+        return recipe.ppo.rollouts_for(prompts), recipe.ppo.batch
+    return recipe.grpo.steps, recipe.grpo.batch * recipe.grpo.accumulation
+
+
+def _trained(
+    recipe: "PosiRecipe",
+    given: TrainOptions,
+    prompts: list[str],
+    show: Callable[[int, int, dict[str, float]], None],
+) -> tuple[Sequence[dict[str, float]], str]:
+    """Train, and return (the figures of each rollout, why training stopped early)."""
+    from ine.posi import picture_stage
+    from ine.posi.groups import train_in_groups
+    from ine.posi.stages import train_on_pictures
+
+    stage = picture_stage.PictureStage(
+        base=given.base or Path(recipe.base),
         adapters=given.adapters,
         out=given.out,
         store=given.store or given.out / "pictures",
@@ -103,20 +138,12 @@ def ppo(recipe: "PosiRecipe", given: TrainOptions) -> None:
         force=given.force,
     )
     asking = _asking(recipe, given)
-    with bar(rollouts, "ppo") as progress:
-
-        def show(done: int, total: int, row: dict[str, float]) -> None:
-            progress(done)
-            log.info("rollout %d of %d: %s", done, total, _figures(row))
-
-        generator = open_generator(recipe.generator, given.device)
-        result = train_on_pictures(recipe, prompts, asking, stage, generator, show)
-    first, last = result.rows[0], result.rows[-1]
-    for name in ("reward", "toxicity", "to_prompt", "to_answer", "kl"):
-        click.echo(f"{name}: {first[name]:.3f} to {last[name]:.3f}")
-    if result.stopped:
-        click.echo(f"stopped: {result.stopped}; rollout {result.best + 1} is kept")
-    click.echo(f"{given.out}: {len(result.rows)} rollouts of {recipe.ppo.batch} answers")
+    generator = picture_stage.open_generator(recipe.generator, given.device)
+    if given.algorithm == "grpo":
+        return train_in_groups(recipe, prompts, asking, stage, generator, show).rows, ""
+    done = train_on_pictures(recipe, prompts, asking, stage, generator, show)
+    kept = f"{done.stopped}; rollout {done.best + 1} is kept" if done.stopped else ""
+    return done.rows, kept
 
 
 def _asking(recipe: "PosiRecipe", given: TrainOptions) -> "Asking":

@@ -19,6 +19,13 @@ from ine.cli.writing import claim_folder
     help="sft learns from --pairs, ppo from pictures of what it writes for --prompts.",
 )
 @click.option(
+    "--algorithm",
+    type=click.Choice(["ppo", "grpo"]),
+    default="ppo",
+    show_default=True,
+    help="ppo: by PPO, or by group relative policy optimisation on the same reward.",
+)
+@click.option(
     "--recipe",
     "recipe_name",
     required=True,
@@ -83,7 +90,7 @@ def train(stage: str, out: Path, recipe_name: str, force: bool, **given: object)
     from ine.posi.recipe import load_posi_recipe
 
     recipe = load_posi_recipe(recipe_name, given.pop("overrides"))  # type: ignore[arg-type]
-    run = posi_stages.sft if stage == "sft" else posi_stages.ppo
+    run = posi_stages.sft if stage == "sft" else posi_stages.on_pictures
     run(recipe, posi_stages.TrainOptions(out=out, force=force, **given))  # type: ignore[arg-type]
 
 

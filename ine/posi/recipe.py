@@ -11,7 +11,7 @@ from ine.observers.question import Turn
 from ine.recipe.loading import apply_override
 from ine.training.ppo_settings import PpoSettings
 from ine.training.rewards import RewardSettings
-from ine.training.settings import SftSettings
+from ine.training.settings import GroupSettings, SftSettings
 from ine.yaml_files import Section, load_yaml, validated
 
 Text = Annotated[str, Field(min_length=1)]
@@ -56,6 +56,9 @@ class PosiRecipe(Section):
     template: Template = Template()
     sft: SftSettings = SftSettings()
     ppo: PpoSettings = PpoSettings()
+    grpo: GroupSettings = GroupSettings()
+    """In the place of PPO; its adapter has its own LoRA."""
+
     reward: RewardSettings = RewardSettings()
     generator: GeneratorSettings = GeneratorSettings()
 

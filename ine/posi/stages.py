@@ -1,24 +1,17 @@
 """The two stages of POSI: fine-tuning on pairs, and PPO on a reward of pictures."""
 
-import json
-import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from ine.files import write_text
 from ine.locks import sole_writer
-from ine.models.loading import load_parts
-from ine.observers.adapters import needs_training_packages, read_about
+from ine.observers.adapters import needs_training_packages
 from ine.optim import StateFile
 from ine.posi.pair_files import Pair
-from ine.posi.recipe import GeneratorSettings, PosiRecipe
-from ine.posi.trained import BEFORE, Asking, stages_of, with_adapters
-from ine.refining.generators import Generator, SamplerGenerator
-from ine.runtime import pick_device, pick_dtype
-from ine.sampling import SamplerSettings
+from ine.posi.picture_stage import PictureStage, key_of_stage, write_rows
+from ine.posi.recipe import PosiRecipe
+from ine.posi.trained import Asking, with_adapters
+from ine.refining.generators import Generator
 from ine.store.pictures import Store
-from ine.store.units import key_of
 from ine.training.adapters import write_adapter
 from ine.training.answers import Drawing, check_lengths
 from ine.training.bases import Base, load_base
@@ -31,10 +24,8 @@ from ine.training.rewards import PictureReward, load_judges
 from ine.training.running import OnStep, own_randomness
 from ine.training.sft import SftResult, fine_tune
 from ine.training.stage import about_training, finished
-from ine.weights.fingerprint import exact_digest
 
 STATE = "state.safetensors"
-ROLLOUTS = "rollouts.jsonl"
 
 
 def train_on_pairs(
@@ -68,27 +59,11 @@ def train_on_pairs(
     return result
 
 
-@dataclass(frozen=True, kw_only=True)
-class PpoStage:
-    """What the second stage starts from and writes to."""
-
-    base: Path
-    adapters: tuple[Path, ...]
-    """Of the first stage; merged into the base, which is then the reference of the KL penalty."""
-
-    out: Path
-    store: Path
-    """Folder of pictures, which runs may share."""
-
-    device: str = "auto"
-    force: bool = False
-
-
 def train_on_pictures(
     recipe: PosiRecipe,
     prompts: Sequence[str],
     asking: Asking,
-    stage: PpoStage,
+    stage: PictureStage,
     generator: Generator,
     on_rollout: Callable[[int, int, dict[str, float]], None] | None = None,
 ) -> PpoResult:
@@ -110,7 +85,7 @@ def train_on_pictures(
     judges = load_judges(recipe.reward)
     base = with_adapters(load_base(stage.base, stage.device), stage.adapters)
     kept = KeptPictures(generator, Store(stage.store))
-    key = _key_of(recipe, prompts, asking, stage, base, generator)
+    key = key_of_stage("ppo", recipe, prompts, asking, stage, base, generator)
     total = recipe.ppo.rollouts_for(len(prompts))
 
     def note(done: int, row: dict[str, float]) -> None:
@@ -147,66 +122,19 @@ def _adapted(base: Base, recipe: PosiRecipe) -> object:
         return with_lora(base, recipe.sft.lora, None)
 
 
-def _key_of(
-    recipe: PosiRecipe,
-    prompts: Sequence[str],
-    asking: Asking,
-    stage: PpoStage,
-    base: Base,
-    generator: Generator,
-) -> str:
-    return key_of(
-        stage="ppo",
-        prompts=list(prompts),
-        ppo=recipe.ppo.model_dump(mode="json"),
-        lora=recipe.sft.lora.model_dump(mode="json"),
-        reward=recipe.reward.model_dump(mode="json"),
-        asking=[asking.instruction, asking.template.text],
-        base=base.digest,
-        adapters=[
-            (read_about(folder) or {}).get("key", "") for folder in stages_of(stage.adapters)
-        ],
-        generator=generator.name,
-    )
-
-
 def _write(
     model: object,
     result: PpoResult,
     recipe: PosiRecipe,
     asking: Asking,
-    stage: PpoStage,
+    stage: PictureStage,
     base: Base,
     key: str,
 ) -> None:
-    """Write adapter, figures and how it was asked, and keep the first stage's adapter inside."""
-    lines = [json.dumps(row, sort_keys=True) for row in result.rows]
-    write_text(stage.out / ROLLOUTS, "".join(f"{line}\n" for line in lines))
-    asking.write(stage.out)
-    for folder in stages_of(stage.adapters)[:1]:
-        shutil.copytree(folder, stage.out / BEFORE, dirs_exist_ok=True)
+    """Write adapter, figures and how it was asked; the adapter comes last and says it is whole."""
+    write_rows(stage, asking, result.rows)
     about = about_training(
         "ppo", key, base, recipe.ppo, [row["policy_loss"] for row in result.rows]
     )
     outcome = {"rows": list(result.rows), "best": result.best, "stopped": result.stopped}
     write_adapter(model, stage.out, {**about, "result": outcome})
-
-
-def open_generator(settings: GeneratorSettings, device: str = "auto") -> SamplerGenerator:
-    """Return our sampler on a base model.
-
-    Raises:
-        ModelError: The model cannot be had.
-    """
-    where = pick_device(device)
-    parts = load_parts(settings.model, where, pick_dtype("auto", where))
-    usual = parts.few_steps or parts.family_info
-    sampler = SamplerSettings(
-        scheduler=parts.few_steps.scheduler if parts.few_steps else "ddim",
-        steps=settings.steps or usual.steps,
-        guidance_scale=settings.guidance_scale or usual.guidance_scale,
-        batch=settings.batch or parts.family_info.batch,
-    )
-    weights = exact_digest([parts.unet, parts.vae, *parts.text_encoders])
-    name = f"{parts.name} {weights} {sampler!r}"
-    return SamplerGenerator(parts=parts, guidance=None, sampler=sampler, name=name)

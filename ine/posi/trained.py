@@ -1,5 +1,6 @@
 """A trained rewriter: a language model with the adapters of its stages merged into it."""
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 from ine.errors import CheckpointError, ModelError
 from ine.files import parse_json, read_within, sha256_of, write_json
-from ine.observers.adapters import CONFIG, WEIGHTS, add_adapter, check_base
+from ine.observers.adapters import ABOUT, CONFIG, WEIGHTS, add_adapter, check_base
 from ine.observers.vlm_loading import digest_of
 from ine.posi.pair_files import INSTRUCTION
 from ine.posi.recipe import Template
@@ -91,12 +92,26 @@ def asking_for(adapters: Sequence[Path], instruction: str | None = None) -> Aski
 
 
 def stages_of(adapters: Sequence[Path]) -> list[Path]:
-    """Return the adapters to merge, in order: before a PPO adapter comes the one inside it."""
-    found = []
+    """Return the adapters to merge, in order: before a stage's comes the one inside its folder."""
+    found: list[Path] = []
     for folder in adapters:
         inside = folder / BEFORE
-        found += [inside, folder] if inside.is_dir() else [folder]
+        found += [*stages_of([inside] if inside.is_dir() else []), folder]
     return found
+
+
+def bring_along(adapters: Sequence[Path], out: Path) -> None:
+    """Copy the adapters that a stage started from into its folder, each inside the next one's.
+
+    Raises:
+        OSError: They cannot be copied.
+    """
+    for folder in reversed(stages_of(adapters)):
+        out = out / BEFORE
+        out.mkdir(parents=True, exist_ok=True)
+        for name in (CONFIG, WEIGHTS, ABOUT, ASKED):
+            if (folder / name).is_file():
+                shutil.copyfile(folder / name, out / name)
 
 
 def with_adapters(base: Base, adapters: Sequence[Path]) -> Base:

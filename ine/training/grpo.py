@@ -5,7 +5,7 @@ the rows of a step, since pictures of rewritten prompts join those of a prompt a
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from ine.training.lora import with_lora
 from ine.training.pool import Pool
 from ine.training.refining_reward import RefiningReward, Scored
 from ine.training.running import OnStep, quiet
-from ine.training.settings import GrpoSettings
+from ine.training.settings import GroupSettings, GrpoSettings
 from ine.training.stage import key_of_adapter, shared_arguments, train_adapter
 
 VERSION = 2
@@ -144,12 +144,7 @@ def reinforce(
     """
     needs_training_packages()
     out = Path(out)
-    groups = groups_of(settings)
-    if len(prompts) < groups:
-        raise PromptError(
-            f"training: {len(prompts)} prompts, and a step takes {groups} (batch times "
-            "accumulation by generations); give more, or lower these"
-        )
+    check_groups(prompts, settings)
     loaded = base if isinstance(base, Base) else load_base(base, device)
     key = key_of(
         version=VERSION,
@@ -172,12 +167,26 @@ def reinforce(
     return GrpoResult(out=out, rewards=tuple(about["rewards"]), answers=dict(staged.tally))
 
 
-def groups_of(settings: GrpoSettings) -> int:
+def groups_of(settings: GroupSettings) -> int:
     """Return how many groups a step has."""
     return settings.batch * settings.accumulation // settings.generations
 
 
-def order_of(count: int, settings: GrpoSettings) -> list[int]:
+def check_groups(prompts: Sequence[str], settings: GroupSettings) -> None:
+    """Raise where a step has more groups than there are prompts.
+
+    Raises:
+        PromptError: There are too few prompts.
+    """
+    groups = groups_of(settings)
+    if len(prompts) < groups:
+        raise PromptError(
+            f"training: {len(prompts)} prompts, and a step takes {groups} (batch times "
+            "accumulation by generations); give more, or lower these"
+        )
+
+
+def order_of(count: int, settings: GroupSettings) -> list[int]:
     """Return the numbers of the prompts of all steps, shuffled each time that all were seen."""
     wanted = settings.steps * groups_of(settings)
     order: list[int] = []
@@ -192,6 +201,34 @@ def _trainer(
 ) -> Any:
     """Return trl's trainer, ready to run."""
     from datasets import Dataset
+
+    rows = order_of(len(groups.pool.prompts), settings)
+    data = Dataset.from_dict({"row": rows, "number": list(range(len(rows)))})
+    shown = data.with_transform(groups.shown)
+    return trainer_on(base, shown, groups.score, settings, folder, adapter)
+
+
+def trainer_on(
+    base: Base,
+    data: Any,
+    score: Callable[..., list[float]],
+    settings: GroupSettings,
+    folder: Path,
+    adapter: Path | None,
+) -> Any:
+    """Return a trainer of trl, ready to run.
+
+    Args:
+        base: What is trained.
+        data: The groups of all steps, in order, with a column "prompt", see `order_of`.
+        score: Called with completions and the data's columns, a list each; returns the rewards.
+        settings: How.
+        folder: Of its checkpoints.
+        adapter: Where it starts; None is a new one on the base.
+
+    Raises:
+        IneError: As `ine.training.lora.with_lora`.
+    """
     from transformers import set_seed
     from trl import GRPOConfig, GRPOTrainer
 
@@ -208,13 +245,11 @@ def _trainer(
         # The order of prompts is decided below: trl's own is another one after a resume.
         shuffle_dataset=False,
     )
-    rows = order_of(len(groups.pool.prompts), settings)
-    data = Dataset.from_dict({"row": rows, "number": list(range(len(rows)))})
     trainer = quiet(GRPOTrainer)(
         model=model,
-        reward_funcs=[groups.score],
+        reward_funcs=[score],
         args=arguments,
-        train_dataset=data.with_transform(groups.shown),
+        train_dataset=data,
         processing_class=base.processor,
     )
     if settings.reference == "base" and "ref" in trainer.model.peft_config:

@@ -1,6 +1,6 @@
 """How language models are fine-tuned: frozen values, also the sections of recipes."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -82,12 +82,11 @@ class SftSettings(Section):
     """Steps between two checkpoints, from which a killed run goes on."""
 
 
-class GrpoSettings(Section):
-    """Group relative policy optimisation of a refiner; defaults as IPR.
+class GroupSettings(Section):
+    """Group relative policy optimisation of any language model; defaults as IPR.
 
     Sources:
-        Shao et al. 2024 (GRPO), Jeon et al. 2025 (IPR) with its released code, which differs from
-        the paper: see `reference` and `pictures`.
+        Shao et al. 2024 (GRPO), Jeon et al. 2025 (IPR) with its released code.
     """
 
     lora: LoraSettings = LoraSettings()
@@ -99,7 +98,7 @@ class GrpoSettings(Section):
     """Optimiser steps."""
 
     generations: Annotated[int, Field(ge=2)] = 4
-    """Answers to one prompt and picture: a group."""
+    """Answers to one prompt, of a refiner to one prompt and picture: a group."""
 
     batch: Count = 4
     """Answers of one forward pass."""
@@ -120,6 +119,24 @@ class GrpoSettings(Section):
     """Longest answer."""
 
     max_grad_norm: Positive = 0.1
+    checkpointing: bool = False
+    seed: int = 0
+    save_every: Count = 10
+
+    @model_validator(mode="after")
+    def _check_groups(self) -> Self:
+        """Check that a step has whole groups."""
+        if self.batch * self.accumulation % self.generations:
+            raise ValueError(
+                f"batch {self.batch} times accumulation {self.accumulation} is no multiple of "
+                f"generations {self.generations}"
+            )
+        return self
+
+
+class GrpoSettings(GroupSettings):
+    """GRPO of a refiner; IPR's release differs from its paper, see `reference` and `pictures`."""
+
     keep: float = 0.3
     """Reward of keep."""
 
@@ -132,17 +149,3 @@ class GrpoSettings(Section):
 
     pool: bool = True
     """Whether pictures of rewritten prompts are looked at in later steps."""
-
-    checkpointing: bool = False
-    seed: int = 0
-    save_every: Count = 10
-
-    @model_validator(mode="after")
-    def _check_groups(self) -> "GrpoSettings":
-        """Check that a step has whole groups."""
-        if self.batch * self.accumulation % self.generations:
-            raise ValueError(
-                f"batch {self.batch} times accumulation {self.accumulation} is no multiple of "
-                f"generations {self.generations}"
-            )
-        return self

@@ -11,7 +11,7 @@ from ine.observers.adapters import read_about
 from ine.training.adapters import write_adapter
 from ine.training.bases import Base
 from ine.training.running import Kept, OnStep, own_randomness, quiet_arguments, run_trainer
-from ine.training.settings import GrpoSettings, SftSettings
+from ine.training.settings import GroupSettings, SftSettings
 
 CHECKPOINTS = "checkpoints"
 """Folder of the states of an unfinished training, removed at its end."""
@@ -24,7 +24,7 @@ def train_adapter(
     stage: str,
     key: str,
     base: Base,
-    settings: SftSettings | GrpoSettings,
+    settings: SftSettings | GroupSettings,
     out: Path,
     force: bool,
     trainer_in: Callable[[Path], Any],
@@ -104,7 +104,7 @@ def key_of_adapter(adapter: Path | None) -> str | None:
 
 
 def shared_arguments(
-    folder: Path, base: Base, settings: SftSettings | GrpoSettings
+    folder: Path, base: Base, settings: SftSettings | GroupSettings
 ) -> dict[str, Any]:
     """Return those arguments of trl's settings that every method has."""
     return quiet_arguments(folder, base.model.device, base.model.dtype) | {
