@@ -197,7 +197,8 @@ choosing_rows = together(
         "--where",
         multiple=True,
         metavar="COLUMN=VALUE",
-        help="Prompt file: only rows that meet it; also != > < >= <=. May be repeated.",
+        help="Prompt file: only rows that meet it; also != > < >= <=, and ~ for a regular "
+        "expression. May be repeated.",
     ),
 )
 skip_empty = expert(

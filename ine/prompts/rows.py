@@ -13,7 +13,7 @@ from typing import TypedDict
 
 from ine.errors import PromptError, did_you_mean
 
-CONDITION = re.compile(r"\s*(.+?)\s*(>=|<=|!=|=|>|<)\s*(.*?)\s*")
+CONDITION = re.compile(r"\s*(.+?)\s*(>=|<=|!=|=|>|<|~)\s*(.*?)\s*")
 COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     **{"=": operator.eq, "!=": operator.ne, ">": operator.gt},
     **{"<": operator.lt, ">=": operator.ge, "<=": operator.le},
@@ -194,10 +194,11 @@ def in_category(prompt_set: PromptSet, category: str) -> PromptSet:
 
 
 def meeting(prompt_set: PromptSet, condition: str) -> PromptSet:
-    """Return the rows that meet a condition, "column=value" or with != > >= < <=.
+    """Return the rows that meet a condition, "column=value" or with != > >= < <= ~.
 
     Numbers are compared as numbers, anything else as text; a cell that is not a number is never
-    greater or less. For categories "=" means that a row has the label.
+    greater or less. "~" looks for a regular expression. For categories a row has several labels,
+    any of which may meet it.
 
     Raises:
         PromptError: The condition is malformed, or the set lacks its column.
@@ -205,7 +206,7 @@ def meeting(prompt_set: PromptSet, condition: str) -> PromptSet:
     parts = CONDITION.fullmatch(condition)
     if parts is None:
         raise PromptError(
-            f"{condition!r} is not a condition; expected column=value, or > < >= <= !="
+            f"{condition!r} is not a condition; expected column=value, or > < >= <= != ~"
         )
     column, sign, value = parts.groups()
     roles = {name: role for role, name in prompt_set.columns.items()}
@@ -217,10 +218,13 @@ def meeting(prompt_set: PromptSet, condition: str) -> PromptSet:
             f"{prompt_set.name}: has no column {column!r}{did_you_mean(column, known)}; "
             f"columns: {', '.join(known) or 'none'}"
         )
-    if sign not in ("=", "!=") and _number(value) is None:
+    if sign == "~":
+        _check_pattern(condition, value)
+    elif sign not in ("=", "!=") and _number(value) is None:
         raise PromptError(f"{condition!r}: {sign} compares numbers, and {value!r} is not one")
     if role == "category":
-        held = lambda row: any(_holds(label, "=", value) for label in row.categories)  # noqa: E731
+        same = "=" if sign == "!=" else sign
+        held = lambda row: any(_holds(label, same, value) for label in row.categories)  # noqa: E731
         keep = (lambda row: not held(row)) if sign == "!=" else held
     else:
         keep = lambda row: _holds(_cell(row, role, column), sign, value)  # noqa: E731
@@ -232,7 +236,16 @@ def _cell(row: PromptRow, role: str | None, column: str) -> str:
     return "" if value is None else str(value)
 
 
+def _check_pattern(condition: str, pattern: str) -> None:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise PromptError(f"{condition!r}: is no regular expression ({error})") from error
+
+
 def _holds(cell: str, sign: str, value: str) -> bool:
+    if sign == "~":
+        return re.search(value, cell) is not None
     a, b = _number(cell), _number(value)
     if a is None or b is None:
         return (cell == value) == (sign == "=") if sign in ("=", "!=") else False

@@ -48,7 +48,7 @@ def load_base(folder: Path, device: str = "auto") -> Base:
     try:
         processor = load_processor(folder) if sees else _tokenizer(folder)
         model = _class_of(sees).from_pretrained(
-            folder, dtype=training_dtype(where), use_safetensors=True, local_files_only=True
+            folder, dtype=training_dtype(where, folder), use_safetensors=True, local_files_only=True
         )
     except IneError:
         raise
@@ -75,13 +75,24 @@ def load_base(folder: Path, device: str = "auto") -> Base:
     )
 
 
-def training_dtype(device: torch.device) -> torch.dtype:
-    """Return bfloat16 on a CUDA device that computes it, else float32.
+SMALL = 1_000_000_000
+"""Bytes of weights up to which a model stays in float32: it needs little memory there, and merged
+adapters and ratios of probabilities lose digits in bfloat16."""
+
+
+def training_dtype(device: torch.device, folder: Path | None = None) -> torch.dtype:
+    """Return bfloat16 for a large model on a CUDA device that computes it, else float32.
 
     float16, in which models are used, needs scaled losses, and a large model overflows in it.
+
+    Args:
+        device: Where it is trained.
+        folder: The model's; without one it counts as large.
     """
     fast = device.type == "cuda" and computes_bfloat16(device)
-    return torch.bfloat16 if fast else torch.float32
+    weights = 0 if folder is None else sum(p.stat().st_size for p in folder.glob("*.safetensors"))
+    small = folder is not None and weights <= SMALL
+    return torch.bfloat16 if fast and not small else torch.float32
 
 
 def _sees(folder: Path) -> bool:
