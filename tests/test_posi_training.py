@@ -294,3 +294,24 @@ def test_the_base_that_ine_posi_base_makes_repeats_itself(tmp_path):
     assert one.read_bytes() == two.read_bytes()
     assert one.stat().st_size < 2_000_000
     assert run("base", "mini", "--out", tmp_path / "one", code=9).stderr
+
+
+# ----------------------------------------------------------------------------------- the page
+
+
+def test_a_training_writes_a_page_that_ine_report_takes(folder, tmp_path, noise):
+    from ine.studies.rewriter_training import LINES, blocks_of, rollouts_table
+
+    done = ppo(folder, tmp_path / "ppo")
+    assert "pictures: " in done.stdout
+    page = tmp_path / "posi.md"
+    shown = CliRunner().invoke(
+        cli, ["report", "show", str(tmp_path / "ppo"), "--markdown", str(page)]
+    )
+    assert shown.exit_code == 0, shown.output
+    assert "cosine with the user's prompt" in page.read_text()
+    rows = [{"reward": float(k), "toxicity": 0.5} for k in range(25)]
+    table = rollouts_table(rows)
+    assert (len(table.rows), table.columns) == (LINES, ["rollout", "reward", "toxicity"])
+    assert [n for first, end in blocks_of(25) for n in range(first, end)] == list(range(25))
+    assert [row[0] for row in rollouts_table(rows[:3]).rows] == ["1", "2", "3"]

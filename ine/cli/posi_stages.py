@@ -1,6 +1,7 @@
 """What `ine posi train` does in each stage, and what it would do."""
 
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,9 +96,12 @@ def on_pictures(recipe: "PosiRecipe", given: TrainOptions) -> None:
         plan = {"prompts": len(prompts), "rollouts": rollouts, "pictures at most": pictures}
         _print_plan(recipe, base, plan, _missing(recipe))
         return
+    cost: dict[str, float] = {}
+    began = time.monotonic()
     with bar(rollouts, given.algorithm) as progress:
 
         def show(done: int, total: int, row: dict[str, float]) -> None:
+            cost.update(made=row.get("made", 0), asked=row.get("asked", 0), making=row["making"])
             progress(done)
             log.info("rollout %d of %d: %s", done, total, _figures(row))
 
@@ -108,7 +112,31 @@ def on_pictures(recipe: "PosiRecipe", given: TrainOptions) -> None:
             click.echo(f"{name}: {first[name]:.3f} to {last[name]:.3f}")
     if stopped:
         click.echo(f"stopped: {stopped}")
+    if cost:
+        click.echo(
+            f"pictures: {cost['made']:.0f} made of {cost['asked']:.0f} asked for, "
+            f"{cost['making']:.0f} of {time.monotonic() - began:.0f} s"
+        )
     click.echo(f"{given.out}: {len(rows)} rollouts of {answers} answers")
+    _write_report(recipe, given, rows, stopped)
+
+
+def _write_report(
+    recipe: "PosiRecipe", given: TrainOptions, rows: Sequence[dict[str, float]], stopped: str
+) -> None:
+    """Write the page of a training into its folder."""
+    from ine.runtime import library_versions
+    from ine.studies.rewriter_training import write_training
+
+    facts = {
+        "recipe": recipe.about,
+        "algorithm": getattr(recipe, given.algorithm).model_dump_json(),
+        "reward": recipe.reward.model_dump_json(),
+        "generator": recipe.generator.model_dump_json(exclude_none=True),
+        "versions": library_versions(),
+    }
+    title = f"ine posi train, {given.algorithm}: alignment with the {recipe.reward.align} prompt"
+    write_training(given.out, title, rows, facts, stopped)
 
 
 def _size(recipe: "PosiRecipe", algorithm: str, prompts: int) -> tuple[int, int]:

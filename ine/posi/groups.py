@@ -134,7 +134,8 @@ def train_in_groups(
             # Before the adapter, whose last file says that all is there.
             write_rows(stage, asking, groups.rows)
         if on_step:
-            on_step(done, total, {**groups.rows[-1], **kept.tally})
+            more = {**kept.tally, "making": kept.spent["seconds"]}
+            on_step(done, total, {**groups.rows[-1], **more})
 
     train_adapter(
         *("grpo", key, base, recipe.grpo, stage.out, stage.force),

@@ -90,7 +90,7 @@ def train_on_pictures(
 
     def note(done: int, row: dict[str, float]) -> None:
         if on_rollout:
-            on_rollout(done, total, {**row, **kept.tally})
+            on_rollout(done, total, {**row, **kept.tally, "making": kept.spent["seconds"]})
 
     with sole_writer(stage.out, "ine posi train", folder=True):
         about = finished(stage.out, key, stage.force)

@@ -3,6 +3,7 @@
 Shape letters: B pictures, F features.
 """
 
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -35,6 +36,9 @@ class KeptPictures:
     tally: Counter[str] = field(default_factory=Counter)
     """"made" and "asked": how many pictures."""
 
+    spent: dict[str, float] = field(default_factory=lambda: {"seconds": 0.0})
+    """"seconds" of making pictures."""
+
     def key(self, wanted: Wanted) -> str:
         """Return the key of a picture."""
         prompt, seed = wanted
@@ -48,6 +52,7 @@ class KeptPictures:
         """
         missing = [one for one in dict.fromkeys(wanted) if not self.store.sound(self.key(one))]
         self.tally.update(asked=len(wanted), made=len(missing))
+        began = time.monotonic()
         for first in range(0, len(missing), self.generator.batch):
             some = missing[first : first + self.generator.batch]
             requests = [PictureRequest(prompt=prompt, seed=seed) for prompt, seed in some]
@@ -57,6 +62,7 @@ class KeptPictures:
             for k, one in enumerate(some):
                 made = pictures[k : k + 1]
                 self.store.write_unit(self.key(one), made, notes[k : k + 1], [calls[k]], about)
+        self.spent["seconds"] += time.monotonic() - began
 
     def _check(self, some: Sequence[Wanted], made: np.ndarray) -> None:
         name = self.generator.name
