@@ -21,7 +21,6 @@ from ine.errors import PromptError
 
 if TYPE_CHECKING:
     from ine.refining.dataset_check import Checked
-    from ine.training.building import Signals
 
 log = logging.getLogger("ine")
 
@@ -126,13 +125,13 @@ def build(
     from ine.refining.settings import RefineSettings
     from ine.refining.table import load_rewriter
     from ine.store.pictures import Store
-    from ine.training.building import build_set
+    from ine.training.building import build_set, signals_of
     from ine.training.kept_pictures import KeptPictures
 
     _check_out(out, force)
     (claim_file if out.suffix == ".parquet" else claim_folder)(out)
     rows = choose.rows_of_all(prompts, filters, limit)
-    signals = _signals(rules, words)
+    signals = signals_of(rules, words)
     settings = RefineSettings()
     kept = store or out.with_name(f"{out.name}.store")
     how = ObserverSettings(device=model.device, cache=kept)
@@ -224,19 +223,6 @@ def _check_out(out: Path, force: bool) -> None:
     from ine.refining.dataset_lines import ROWS
 
     check_free(out if out.suffix == ".parquet" else out / ROWS, force)
-
-
-def _signals(rules: tuple[str, ...], words: tuple[str, ...]) -> "Signals":
-    from ine.detectors.rules import find_rule
-    from ine.detectors.table import load_detector
-    from ine.recipe import load_recipe
-    from ine.training.building import Signals
-
-    found = [find_rule(name) for name in dict.fromkeys(rules)]
-    return Signals(
-        rules=tuple((rule, load_detector(rule.detector)) for rule in found),
-        recipes=tuple(load_recipe(name) for name in dict.fromkeys(words)),
-    )
 
 
 def _print(checked: "Checked", as_json: bool, **more: Any) -> None:

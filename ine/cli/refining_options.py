@@ -33,6 +33,7 @@ class RefiningOptions:
     query: str | None = None
     protocol: str = "ine"
     system: Path | None = None
+    user: str | None = None
     text_only: bool = False
     padding: str | None = None
     look_batch: int | None = None
@@ -59,6 +60,7 @@ class RefiningOptions:
             rounds=self.rounds,
             query=self.query,
             system=system,
+            user=self.user,
             picture=False if self.text_only else None,
             padding=self.padding,
             batch=self.look_batch,
@@ -148,6 +150,11 @@ QUERY_AND_MORE = (
         type=click.Path(dir_okay=False, path_type=Path),
         metavar="FILE",
         help="System message; by default the one that an adapter was trained with, else ours.",
+    ),
+    expert(
+        "--user",
+        metavar="TEXT",
+        help="User message, in which {prompt} stands for the prompt; by default as --system.",
     ),
     expert(
         "--text-only",

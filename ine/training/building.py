@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from ine.detectors.rule import AnyOf, Rule
+from ine.detectors.rules import find_rule
+from ine.detectors.table import load_detector
 from ine.errors import ObserverError, PromptError
 from ine.observers.asking import Reply
 from ine.pictures import png_bytes
 from ine.prompts.rows import PromptRow
-from ine.recipe import ConceptRecipe
+from ine.recipe import ConceptRecipe, load_recipe
 from ine.refining.answers import KEEP, Verdict, read_answer
 from ine.refining.asking import Rewriter
 from ine.refining.dataset import Row, Signal
@@ -46,6 +48,20 @@ class Signals:
             for rule, detector in self.rules
         ]
         return list(zip(*columns, strict=True)) if columns else [() for _ in wanted]
+
+
+def signals_of(rules: Sequence[str], concepts: Sequence[str] = ()) -> Signals:
+    """Return the rules of some names with their detectors loaded, and recipes by name.
+
+    Raises:
+        RecipeError: A rule or recipe is unknown.
+        MissingDependency: A detector's package or weights are missing.
+    """
+    found = [find_rule(name) for name in dict.fromkeys(rules)]
+    return Signals(
+        rules=tuple((rule, load_detector(rule.detector)) for rule in found),
+        recipes=tuple(load_recipe(name) for name in dict.fromkeys(concepts)),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
