@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from ine.cli import cli
-from ine.errors import CheckpointError, ModelError, PromptError, RecipeError
+from ine.errors import CheckpointError, MissingDependency, ModelError, PromptError, RecipeError
 from ine.posi.mini_words import TEMPLATE, make_base, world_prompts, world_tokenizer
 from ine.posi.pair_files import Pair, write_pairs
 from ine.posi.recipe import Template, list_posi_recipes, load_posi_recipe
@@ -243,6 +243,24 @@ def test_stages_say_what_they_lack(folder, tmp_path):
     assert "--prompts" in run("train", "--stage", "ppo", *out, code=8).stderr
     both = ("--base", folder / "base", "--by", "teacher:fire")
     assert "--base DIR, or --by" in run("rewrite", "a dog", *both, code=2).stderr
+
+
+def test_what_is_no_model_file_is_refused(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    assert (
+        "give mini, or a GGUF file"
+        in run("base", "minni", "--out", out, code=ModelError.exit_code).stderr
+    )
+    (tmp_path / "a.gguf").write_bytes(b"GGUF")
+    monkeypatch.setattr("transformers.utils.is_gguf_available", lambda: False)
+    assert (
+        "pip install gguf"
+        in run("base", tmp_path / "a.gguf", "--out", out, code=MissingDependency.exit_code).stderr
+    )
+    monkeypatch.setattr("transformers.utils.is_gguf_available", lambda: True)
+    broken = run("base", tmp_path / "a.gguf", "--out", out, code=ModelError.exit_code)
+    assert "cannot be read as a language model" in broken.stderr
+    assert not (out / "config.json").exists()
 
 
 # --------------------------------------------------------------------------------- recipes

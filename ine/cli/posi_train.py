@@ -95,24 +95,37 @@ def train(stage: str, out: Path, recipe_name: str, force: bool, **given: object)
 
 
 @click.command(cls=IneCommand)
-@click.argument("name", type=click.Choice(["mini"]))
+@click.argument("name", metavar="mini|FILE.gguf")
 @click.option("--out", type=options.OutPath(), required=True, help="Folder to write.")
-@click.option("--steps", type=click.IntRange(1), default=1000, show_default=True, help="Steps.")
+@click.option("--steps", type=click.IntRange(1), default=1000, show_default=True, help="Of mini.")
 @options.seed
 @options.force
 def base(name: str, out: Path, steps: int, seed: int, force: bool) -> None:
-    """Make a small language model to train rewriters on.
+    """Get a small language model to train rewriters on, as a folder of transformers.
 
-    mini knows the words of the bundled model's world and repeats what it is given.
+    mini knows the words of the bundled model's world and repeats what it is given; it is trained
+    here. The model of a GGUF file is written in float32, with its tokenizer.
     """
     from ine.errors import OutputError
-    from ine.optim import StateFile
-    from ine.posi.mini_words import make_base
-    from ine.store.units import key_of
 
     if (out / "config.json").exists() and not force:
         raise OutputError(f"{out}: holds a model already; give --force or another --out")
     claim_folder(out)
+    if name == "mini":
+        _train_base(out, steps, seed, force)
+        return
+    from ine.posi.gguf_base import convert
+
+    count = convert(Path(name), out)
+    click.echo(f"{out}: {count / 1e6:.1f} million weights of {name}")
+
+
+def _train_base(out: Path, steps: int, seed: int, force: bool) -> None:
+    """Train the model of the bundled world's words."""
+    from ine.optim import StateFile
+    from ine.posi.mini_words import make_base
+    from ine.store.units import key_of
+
     state = StateFile(
         path=out / "state.safetensors",
         key=key_of(steps=steps, seed=seed),

@@ -178,14 +178,14 @@ def run(
     claim_folder(out)
     generator = generator_of(generating, defence, model, sampling, settings)
     rewriter = refining.load(model.device, out)
-    requests, rows, by = _rewritten(rewriting, requests, rows, model.device, out)
-    about = {
+    requests, used, by = _rewritten(rewriting, requests, rows, model.device, out)
+    about: dict[str, Any] = {
         **by,
         "generator": generator.name,
         "observer": rewriter.name,
         "settings": {**settings.deciding, "rounds": settings.rounds},
         "prompts": [
-            [row.id, one.prompt, one.seed] for row, one in zip(rows, requests, strict=True)
+            [row.id, one.prompt, one.seed] for row, one in zip(used, requests, strict=True)
         ],
         "unusable": looking.on_unusable,
     }
@@ -194,7 +194,7 @@ def run(
     refiner = Refiner(generator=generator, rewriter=rewriter, settings=settings, store=store)
     with bar(len(requests), "prompts") as update:
         batches = refiner(requests, update)
-    written = write_folder(out, store, batches, [row.id for row in rows], looking.on_unusable)
+    written = write_folder(out, store, batches, [row.id for row in used], looking.on_unusable)
     shown = replace(looking, blur=looking.shown(defence.embeddings()))
     _report(out, store, batches, written, rules, shown, about, as_json)
 

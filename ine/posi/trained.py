@@ -48,8 +48,8 @@ class Asking:
         """
         if self.template.text is None and getattr(processor, "chat_template", None) is None:
             raise ModelError(
-                "the language model has no chat template, and none is given; give --adapter with "
-                "the posi.json of its training, or a recipe with template.text"
+                "the language model has no chat template, and none is given; give an adapter "
+                "with the posi.json of its training, or a recipe with template.text"
             )
 
     def write(self, folder: Path) -> None:
