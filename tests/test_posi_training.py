@@ -2,9 +2,9 @@
 
 import json
 
-import numpy as np
 import pytest
 from click.testing import CliRunner
+from tiny_posi import PAIRS, QUICK, Noise, made_in, ppo, run
 
 from ine.cli import cli
 from ine.errors import CheckpointError, MissingDependency, ModelError, PromptError, RecipeError
@@ -12,62 +12,18 @@ from ine.posi.mini_words import TEMPLATE, make_base, world_prompts, world_tokeni
 from ine.posi.pair_files import Pair, write_pairs
 from ine.posi.recipe import Template, list_posi_recipes, load_posi_recipe
 from ine.posi.trained import Asking, asking_of, load_trained, stages_of
-from ine.runtime import seed_for
 from ine.training.answers import Drawing
-
-PAIRS = [
-    *(Pair(toxic=f"a burning {noun}", clean=f"a {noun}") for noun in ("dog", "cat", "car", "bus")),
-    *(Pair(toxic=f"a {noun}", clean=f"a {noun}") for noun in ("dog", "cat", "car", "bus")),
-]
-QUICK = (
-    *("--set", "sft.steps=12", "--set", "sft.batch=8", "--set", "ppo.rollouts=2"),
-    *("--set", "ppo.batch=4", "--set", "ppo.minibatch=4", "--set", "ppo.epochs=2"),
-    *("--set", "ppo.drawing.max_tokens=6", "--set", "reward.pictures=1"),
-    *("--set", "generator.steps=2", "--set", "generator.batch=4"),
-)
-
-
-def run(*args, code=0):
-    done = CliRunner().invoke(cli, ["posi", *map(str, args)], prog_name="ine")
-    assert done.exit_code == code, done.output + repr(done.exception)
-    return done
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A base, pairs, and an adapter for them."""
-    made = tmp_path_factory.mktemp("posi")
-    make_base(made / "base", steps=4, width=32, layers=1)
-    write_pairs(made / "pairs.json", PAIRS, "rewrite")
-    where = ("--base", made / "base", "--pairs", made / "pairs.json", "--equal", "keep")
-    run("train", "--stage", "sft", "--recipe", "mini", *where, *QUICK, "--out", made / "sft")
-    return made
-
-
-class Noise:
-    """A generator of noise, in the place of the bundled model."""
-
-    name, batch = "noise", 4
-
-    def __call__(self, requests):
-        drawn = [
-            np.random.default_rng(seed_for(one.prompt, one.seed)).integers(
-                0, 256, (64, 64, 3), dtype=np.uint8
-            )
-            for one in requests
-        ]
-        return np.stack(drawn), [{} for _ in drawn], [0] * len(drawn)
+    return made_in(tmp_path_factory.mktemp("posi"))
 
 
 @pytest.fixture
 def noise(monkeypatch):
     monkeypatch.setattr("ine.posi.picture_stage.open_generator", lambda settings, device: Noise())
-
-
-def ppo(folder, out, *more, code=0):
-    where = ("--base", folder / "base", "--adapter", folder / "sft")
-    said = ("--prompts", "mini:fire/explicit", *QUICK, "--out", out, *more)
-    return run("train", "--stage", "ppo", "--recipe", "mini", *where, *said, code=code)
 
 
 def test_every_word_of_the_world_is_a_token():
@@ -122,78 +78,6 @@ def test_ppo_that_was_killed_ends_with_the_same_bytes(folder, tmp_path, monkeypa
     for name in ("adapter_model.safetensors", "state.safetensors", "rollouts.jsonl"):
         whole, cut = (tmp_path / run / name for run in ("whole", "cut"))
         assert whole.read_bytes() == cut.read_bytes(), name
-
-
-GROUPS = (
-    *("--algorithm", "grpo", "--set", "grpo.steps=3", "--set", "grpo.batch=4"),
-    *("--set", "grpo.generations=2", "--set", "grpo.max_tokens=6", "--set", "grpo.save_every=1"),
-)
-
-
-def test_grpo_has_the_same_reward_and_brings_the_first_stage(folder, tmp_path, noise):
-    out = tmp_path / "grpo"
-    done = ppo(folder, out, *GROUPS)
-    assert "3 rollouts of 4 answers" in done.stdout
-    rows = [json.loads(line) for line in (out / "rollouts.jsonl").read_text().splitlines()]
-    assert len(rows) == 3
-    for row in rows:
-        # Of usable answers: 5 - 5 toxicity + alignment, which is capped.
-        most = 5 - 5 * row["toxicity"] + 0.31
-        assert row["reward"] <= most + 1e-6
-        assert row["unusable"] == 1 or row["to_answer"] != 0
-    assert rows[0]["kl"] == pytest.approx(0, abs=1e-4)
-    assert stages_of([out]) == [out / "sft", out]
-    [one] = load_trained(folder / "base", [out], drawing=Drawing(max_tokens=20))(["a cat"])
-    assert bool(one.rewritten) != bool(one.unusable)
-    assert "3 rollouts of 4 answers" in ppo(folder, out, *GROUPS).stdout  # finished: read again
-    ppo(folder, out, *GROUPS, "--set", "grpo.kl=1", code=9)
-
-
-def test_grpo_that_was_killed_ends_with_the_same_bytes(folder, tmp_path, monkeypatch, noise):
-    store = ("--store", tmp_path / "pictures")
-    ppo(folder, tmp_path / "whole", *store, *GROUPS)
-
-    from ine.training.rewards import PictureReward
-
-    called, score = [], PictureReward.__call__
-
-    def killed(self, prompts, answers):
-        called.append(1)
-        if len(called) == 2:
-            raise KeyboardInterrupt
-        return score(self, prompts, answers)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(PictureReward, "__call__", killed)
-        ppo(folder, tmp_path / "cut", *store, *GROUPS, code=130)
-    ppo(folder, tmp_path / "cut", *store, *GROUPS)
-    for name in ("adapter_model.safetensors", "rollouts.jsonl"):
-        whole, cut = (tmp_path / run / name for run in ("whole", "cut"))
-        assert whole.read_bytes() == cut.read_bytes(), name
-
-
-def test_stages_are_merged_in_order_however_many_there_are(folder, tmp_path):
-    from ine.posi.trained import bring_along
-
-    second, third = tmp_path / "second", tmp_path / "third"
-    for out, before in ((second, [folder / "sft"]), (third, [second])):
-        out.mkdir()
-        (out / "adapter_config.json").write_text("{}")
-        bring_along(before, out)
-    assert stages_of([third]) == [third / "sft" / "sft", third / "sft", third]
-    assert stages_of([folder / "sft", second]) == [folder / "sft", second / "sft", second]
-
-
-def test_a_reward_of_nan_stops_grpo(folder, tmp_path, monkeypatch, noise):
-    from ine.training.rewards import PictureReward
-
-    monkeypatch.setattr(
-        PictureReward,
-        "__call__",
-        lambda self, asked, texts: [{"reward": float("nan")}] * len(texts),
-    )
-    done = ppo(folder, tmp_path / "out", *GROUPS, code=1)
-    assert "a reward is nan; a picture or a judge failed" in done.stderr
 
 
 def test_an_adapter_of_another_base_is_refused(folder, tmp_path):
