@@ -111,7 +111,7 @@ class Examiner:
 
 
 def _alignment(changed: torch.Tensor, missing: torch.Tensor) -> torch.Tensor:
-    """Return the cosines (B,) of two (B, C, H, W); a change of rounding errors alone counts as 0."""
+    """Return the cosines (B,) of two (B, C, H, W); a change by rounding alone counts as 0."""
     changed, missing = changed.flatten(1), missing.flatten(1)
     moves = changed.norm(dim=1) > NOTHING * missing.norm(dim=1)
     return torch.cosine_similarity(changed, missing) * moves

@@ -12,9 +12,9 @@ the base model and eps its noise,
 Li et al. 2023 (arXiv 2303.16203) classify with a diffusion model by its error under each class;
 here vectors stand for classes, and a cosine for the difference of errors, because vectors without
 meaning move predictions by very different amounts. The difference of the two means cancels what
-any token does to any picture. The controls are vectors of the same norms without meaning: the elements of each vector
-shuffled, and Gaussian ones. An embedding is alive if it recalls more than every control, by at
-least `MARGIN` of their standard deviations.
+any token does to any picture. The controls are vectors of the same norms without meaning: the
+elements of each vector shuffled, and Gaussian ones. An embedding is alive if it recalls more than
+every control, by at least `MARGIN` of their standard deviations.
 
 Pictures stay latents: nothing is decoded, no file is written.
 

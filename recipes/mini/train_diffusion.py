@@ -63,6 +63,7 @@ def write_latents(world, folder, scenes=None):
     """
     device = loop.device_of_training()
     scenes = scenes or AMOUNTS[device.type].scenes
+    batch = 100 if device.type == "cpu" else 1000
     vae = AutoencoderKL.from_pretrained(folder / "vae").to(device).eval()
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
     icons = Icons.of(world, device)
@@ -75,7 +76,7 @@ def write_latents(world, folder, scenes=None):
         drawn = sample_scenes(world, rng, scenes // PARTS)
         pool = pool_of(world, drawn, rng, icons, device)
         codes = []
-        for rows in torch.arange(len(drawn), device=device).split(100 if device.type == "cpu" else 1000):
+        for rows in torch.arange(len(drawn), device=device).split(batch):
             with torch.no_grad(), loop.precision_on(device):
                 mean = vae.encode(pool.compose(rows)).latent_dist.mean
             codes.append((mean.float() * vae.config.scaling_factor).cpu().half().numpy())
@@ -167,8 +168,8 @@ def run_again(world, folder, steps=None):
     amount = AMOUNTS[loop.device_of_training().type]
     text = CLIPTextModel.from_pretrained(folder / "text_encoder")
     unet = UNet2DConditionModel.from_pretrained(folder / "unet")
-    steps = steps or amount.again_steps
-    _train("again", text.float(), unet.float(), folder, steps, amount.again_batch, lr=6e-4, hold=0.2)
+    text, unet, batch = text.float(), unet.float(), amount.again_batch
+    _train("again", text, unet, folder, steps or amount.again_steps, batch, lr=6e-4, hold=0.2)
     text.save_pretrained(folder / "text_encoder_tuned")
     unet.save_pretrained(folder / "unet_tuned")
 
