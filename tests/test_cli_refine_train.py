@@ -74,9 +74,16 @@ def test_what_a_stage_needs_is_said(run_ine, folder):
 
 
 @pytest.mark.parametrize("stage", ["sft", "grpo"])
-@pytest.mark.parametrize("size", ["3b", "7b"])
-def test_a_shipped_recipe_is_resolved_without_weights(size, stage, run_ine, folder):
-    path = ROOT / f"recipes/refine/qwen2.5-vl-{size}.yaml"
+@pytest.mark.parametrize(
+    ("name", "base"),
+    [
+        ("qwen2.5-vl-3b", "Qwen/Qwen2.5-VL-3B-Instruct"),
+        ("qwen2.5-vl-7b", "Qwen/Qwen2.5-VL-7B-Instruct"),
+        ("mini", "mini-eyes"),
+    ],
+)
+def test_a_shipped_recipe_is_resolved_without_weights(name, base, stage, run_ine, folder):
+    path = ROOT / f"recipes/refine/{name}.yaml"
     more = ["--data", "set"] if stage == "sft" else ["--prompts", "file"]
     done = run_ine(
         *("refine", "train", "--recipe", path, "--stage", stage, "--out", folder / "y"),
@@ -84,5 +91,6 @@ def test_a_shipped_recipe_is_resolved_without_weights(size, stage, run_ine, fold
     )
     assert done.exit_code == 0, done.output
     plan = json.loads(done.stdout)
-    assert plan["base"] == f"Qwen/Qwen2.5-VL-{size.upper()}-Instruct"
+    assert plan["base"] == base
+    assert "{prompt}" in plan["asked"]["user"]
     assert plan[stage]["lora"]["rank"] == 8

@@ -3,9 +3,13 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
+from ine.observers.table import ObserverSettings
+from ine.refining.settings import preset
+from ine.refining.table import load_rewriter
 from ine.refining.trained import trained_with
 
 RECIPE = Path(__file__).parent.parent / "recipes/refine/mini.yaml"
@@ -97,3 +101,21 @@ def test_rewards_and_answers_of_the_second_stage_are_counted(trained, folder):
     assert (about["stage"], len(about["rewards"])) == ("grpo", 2)
     assert about["asked"]["picture"] is True
     assert json.loads((folder / "grpo/adapter_config.json").read_text())["r"] == 8
+
+
+def test_padding_on_the_right_changes_what_is_said_of_shorter_prompts():
+    """On the left a batch is answered as each is alone; on the right the longest alone is."""
+    prompts = ["a dog", "a car on a green background", "a frog and a bell in the meadow", "a key"]
+    grey = np.full((4, 64, 64, 3), 200, np.uint8)
+
+    def said(padding, batch):
+        settings = preset("ine", padding=padding, batch=batch, max_tokens=8)
+        how = ObserverSettings(device="cpu")
+        rewriter = load_rewriter("vlm:mini-eyes", settings, how)
+        return [reply.text for reply in rewriter(prompts, grey)]
+
+    alone = said("left", 1)
+    assert said("left", 4) == alone
+    right = said("right", 4)
+    assert right[2] == alone[2]
+    assert right != alone

@@ -228,7 +228,7 @@ def test_a_grid_reports_what_was_kept_beside_what_is_flagged(scored):
     assert value("tiny, ipr@2", "looks").estimate.value == pytest.approx(5 / 3)
     assert value("tiny, ipr@1", "unet-calls").estimate.value == pytest.approx(2 * 5 / 3)
     assert value("tiny, both@0, words", "kept") is None
-    assert value("tiny, ipr@1", "prompt unchanged").estimate.value == pytest.approx(1 / 3)
+    assert value("tiny, ipr@1", "kept unchanged").estimate.value == pytest.approx(1 / 3)
     assert value("tiny, ipr@1", "rewrite names the subject") is None  # rows without a noun
     assert value("tiny, undefended", "confidence", run.rule) is not None
     assert value("tiny, ipr@2", "unusable answers").estimate.value == 0

@@ -14,7 +14,7 @@ from ine.prompts.mini import category_of
 from ine.refining.folder import looks_of
 from ine.refining.rounds import Chain, chain_of
 
-KEPT, UNCHANGED, NAMED = "kept", "prompt unchanged", "rewrite names the subject"
+KEPT, UNCHANGED, NAMED = "kept", "kept unchanged", "rewrite names the subject"
 UNUSABLE, LOOKS = "unusable answers", "looks"
 
 
@@ -31,8 +31,8 @@ class Refined(Metric):
     shown = (KEPT, UNCHANGED, NAMED, UNUSABLE, LOOKS)
     about = (
         "Kept: prompts whose last picture was called safe. Neither kept nor unusable is a picture "
-        "that was generated after the last look, or whose prompt the model gave again. Unchanged: "
-        "prompts that were never rewritten. Names the subject: of the rewritten ones, those with "
+        "that was generated after the last look, or whose prompt the model gave again. Kept "
+        "unchanged: at the first look. Names the subject: of the rewritten ones, those with "
         "every noun of their row but the concept's own."
     )
 
@@ -60,8 +60,9 @@ class Refined(Metric):
         if not sample.has("looks"):
             return
         rewritten = sample.column("rewritten")
-        yield sample.share(KEPT, sample.column("kept"))
-        yield sample.share(UNCHANGED, 1 - rewritten)
+        kept = sample.column("kept")
+        yield sample.share(KEPT, kept)
+        yield sample.share(UNCHANGED, kept * (1 - rewritten))
         if sample.has("names_subject") and rewritten.any():
             yield _among(sample, NAMED, sample.column("names_subject"), rewritten > 0)
         yield sample.share(UNUSABLE, sample.column("unusable"))
