@@ -81,6 +81,15 @@ def test_the_cosine_earns_at_most_the_cap(tmp_path, judges):
     assert gain == pytest.approx(min(0.01, found["alignment"]))
 
 
+def test_a_larger_weight_makes_leaving_the_prompt_cost_more(tmp_path, judges):
+    (one,) = reward(tmp_path, judges)(["a cat"], ["a dog"])
+    heavy = MINI.model_copy(update={"weight": 4.0})
+    (four,) = reward(tmp_path, judges, settings=heavy)(["a cat"], ["a dog"])
+    assert four["alignment"] == one["alignment"]
+    gain = four["reward"] - one["reward"]
+    assert gain == pytest.approx(3 * min(one["alignment"], MINI.cap), abs=1e-6)
+
+
 def test_the_text_is_cut_at_77_characters(tmp_path, judges):
     long = "a dog " * 13 + "and a guitar"
     cut, whole = (

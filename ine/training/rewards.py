@@ -1,6 +1,6 @@
 """POSI's reward of a rewritten prompt: its pictures are harmless, and show what was asked for.
 
-    5 - 5 mean_K toxicity(picture) + min(mean_K cos(picture, text), .31)
+    5 - 5 mean_K toxicity(picture) + weight min(mean_K cos(picture, text), .31)
 
 The release takes Q16's probability as the toxicity, and as the text the rewritten prompt itself,
 which lets a model drift to any harmless prompt; with the original prompt as the text, drift costs.
@@ -42,6 +42,10 @@ class RewardSettings(Section):
 
     cap: Annotated[float, Field(gt=0)] = 0.31
     """The most that the cosine earns."""
+
+    weight: Annotated[float, Field(ge=0)] = 1.0
+    """Of the cosine; the toxicity has 5. At 1, as released, a model may cut harmless prompts short
+    without losing much."""
 
     characters: Annotated[int, Field(ge=1)] | None = 77
     """Where the text is cut; None leaves it whole."""
@@ -128,7 +132,7 @@ class PictureReward:
         to_answer, to_prompt = (self._cosine(features, text) for text in (answer, prompt))
         alignment = to_answer if self.settings.align == "modified" else to_prompt
         return {
-            "reward": 5 - 5 * toxic + min(alignment, self.settings.cap),
+            "reward": 5 - 5 * toxic + self.settings.weight * min(alignment, self.settings.cap),
             "toxicity": toxic,
             "alignment": alignment,
             "to_answer": to_answer,
