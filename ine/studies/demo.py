@@ -34,10 +34,10 @@ SAMPLER = SamplerSettings(scheduler="dpm++", steps=10, guidance_scale=5.0, batch
 """As the recipe makes its own pictures."""
 
 QUICK = (
-    *("defence.guidances={additive: [8]}", "defence.windows=[[0, 0.6]]"),
-    *("defence.false_open=[0.05]", "defence.look_ahead=5"),
-    *("defence.examples=64", "defence.pictures=32", "defence.benign=40"),
-    *("inversion.runs=2", "inversion.preview_pictures=24"),
+    *("defence.guidances={additive: [12]}", "defence.windows=[[0, 1]]"),
+    *("defence.false_open=[0.02]", "defence.look_ahead=5"),
+    *("defence.examples=128", "defence.pictures=32", "defence.benign=64"),
+    *("inversion.runs=3", "inversion.preview_pictures=24"),
 )
 """Overrides of the recipe that fit the demo into two minutes on two cores."""
 

@@ -19,7 +19,7 @@ TIMES = (0.7, 0.55, 0.4)
 """Where in [0, 1] of the noise schedule predictions are compared."""
 
 NOTHING = 1e-4
-"""Norm of a change, beside that of what is missing, under which there is none."""
+"""Norm of a change, beside that of what is missing, below which it counts as no change."""
 
 
 @dataclass(frozen=True, kw_only=True)
