@@ -171,9 +171,8 @@ def run(
     requests = _requests(rows, seed)
     if dry_run:
         made = plan_of_generator(generating, defence, model, sampling, settings)
-        asked = str(refining.observer)
-        plan = plan_of_refining(made, asked, settings, requests, looking.rules, out)
-        print_refining(plan, as_json)
+        asked = (made, str(refining.observer), settings, requests)
+        print_refining(plan_of_refining(*asked, looking.rules, out), as_json)
         return
     claim_folder(out)
     generator = generator_of(generating, defence, model, sampling, settings)
