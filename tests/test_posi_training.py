@@ -184,6 +184,15 @@ def test_a_wrong_recipe_is_refused(tmp_path):
         load_posi_recipe("mini", ("ppo.batch=10",))
 
 
+def test_a_chat_template_of_a_text_model_gets_plain_strings():
+    tokenizer = world_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['role'] + ' : ' + m['content'] + ' = ' }}{% endfor %}"
+    )
+    asked = Asking(instruction="rewrite", template=Template()).query(tokenizer, "a dog")
+    assert asked == "system : rewrite = user : a dog = "
+
+
 def test_without_a_text_the_models_own_chat_template_is_used():
     turns = Template().asked("Do it.", "a dog")
     assert [(turn.role, turn.text) for turn in turns] == [("system", "Do it."), ("user", "a dog")]

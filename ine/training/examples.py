@@ -58,10 +58,19 @@ def asked_text(processor: Any, asked: str | Sequence[Turn]) -> str:
         asked
         if isinstance(asked, str)
         else processor.apply_chat_template(
-            [message_of(turn) for turn in asked], add_generation_prompt=True, tokenize=False
+            [_message(processor, turn) for turn in asked],
+            add_generation_prompt=True,
+            tokenize=False,
         )
     )
     return first_token(getattr(processor, "tokenizer", processor), text) + text
+
+
+def _message(processor: Any, turn: Turn) -> dict[str, Any]:
+    """Return a turn as a chat template takes it: templates of text models join plain strings."""
+    if hasattr(processor, "tokenizer"):
+        return message_of(turn)
+    return {"role": turn.role, "content": turn.text}
 
 
 def first_token(tokenizer: Any, text: str) -> str:
