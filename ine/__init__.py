@@ -1,7 +1,7 @@
 """`ine`: implicit negative embeddings for text-to-image models.
 
 Invert a harmful concept against the *unlearned* model, then use the vectors found wherever a
-guidance method took a negative text (arXiv 2511.04834). Nothing heavy is imported here; names
+guidance method takes a negative text (arXiv 2511.04834). Nothing heavy is imported here; names
 below are loaded when they are first used.
 """
 
