@@ -2,14 +2,16 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ine.attacks.denoising import Denoising, MatchedPrediction
 from ine.attacks.objectives import Objective
+from ine.attacks.shut import ShutDenoising
 from ine.attacks.step import Victim
 from ine.attacks.text_distance import AllStates, TextDistance
+from ine.attacks.through_gate import GateLoss
 from ine.errors import IneError
 from ine.files import sha256_of
 from ine.guidance.table import describe
@@ -52,6 +54,9 @@ class Attacker:
 
     folder: Path
     seed: int = 0
+    gate: GateLoss | None = None
+    """Keeps the gate of the defence shut, so that the model is attacked as if there were none
+    besides; None takes a gate to be open."""
 
     def key(self, *more: Any) -> str:
         """Return the identity of a state, 16 hex digits of all that it depends on."""
@@ -65,14 +70,18 @@ class Attacker:
             self.seed,
             *more,
         ]
+        if self.gate:
+            about.append(describe(self.gate))
         return sha256_of(json.dumps(about, default=str).encode())[:16]
 
     def marks(self, method: str, budget: str) -> Row:
         """Return how a set was made, which every row of it states."""
         parts = self.victim.parts
         defence = describe(self.victim.guidance) if self.victim.guidance else None
+        gate = {"gate": f"kept shut, weight {self.gate.weight:g}"} if self.gate else {}
         return {
             "attack": method,
+            **gate,
             "concept": self.recipe.name,
             "model": f"{parts.name}, U-Net {parts.unet_name}",
             "defence": "unknown to the attacker" if defence is None else json.dumps(defence),
@@ -102,6 +111,14 @@ def objective_of(
 ) -> Objective:
     """Return the `Objective` of a method for a group of prompts."""
     pictures, prompts = belonging(attacker.pictures, rows)
+    if attacker.gate:
+        if method != "denoising":
+            raise IneError(
+                f"attack {method}: cannot go through a gate; give --method denoising or "
+                "--method embedding, or leave out --through-gate"
+            )
+        bare = replace(attacker.victim, guidance=None)
+        return ShutDenoising(bare, pictures, prompts, gate=attacker.gate)
     if method == "denoising":
         return Denoising(attacker.victim, pictures, prompts)
     erase, recipe = attacker.recipe.erase, attacker.recipe

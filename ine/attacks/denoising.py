@@ -33,6 +33,9 @@ class View:
     plain: float = 1.0
     """The loss of the prompt without a phrase; losses are divided by it."""
 
+    start: torch.Tensor | None = None
+    """Start noise of a run whose gate shall stay shut, (1, C, H, W); None where none is asked."""
+
 
 @dataclass(frozen=True, eq=False)
 class Denoising:

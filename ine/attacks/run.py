@@ -13,10 +13,11 @@ from ine.attacks.objectives import joined
 from ine.attacks.phrases import words_of
 from ine.attacks.proposals import SearchSettings
 from ine.attacks.search import Search, search
+from ine.attacks.shut import shut_loss
 from ine.embeddings.embedding import new_embedding, write_embedding
 from ine.errors import IneError
 from ine.files import write_text
-from ine.inversion.invert import invert
+from ine.inversion.invert import Loss, invert
 from ine.inversion.preview import reviving_prompts
 from ine.recipe import ConceptRecipe, pairs
 from ine.runtime import seed_for
@@ -115,10 +116,10 @@ def invert_prompts(
     Returns:
         (path of the embedding, rows of the set whose prompts have the trigger in them).
     """
-    recipe, victim = attacker.recipe, attacker.victim
+    recipe = attacker.recipe
     spec = recipe.inversion.model_copy(update={"preview_every": 10**9})
     made = invert(
-        victim.parts,
+        attacker.victim.parts,
         attacker.pictures,
         spec,
         trigger=trigger,
@@ -127,7 +128,7 @@ def invert_prompts(
         state=attacker.folder / "states" / "embedding.safetensors",
         key=attacker.key("embedding", trigger),
         on_step=on_step,
-        loss_of=None if victim.guidance is None else defended_loss(victim),
+        loss_of=_loss_of(attacker),
     )
     path = attacker.folder / f"{trigger}.safetensors"
     write_embedding(new_embedding(made.vectors, trigger, recipe.name), path, force=True)
@@ -138,6 +139,13 @@ def invert_prompts(
         for prompt, noun in reviving_prompts(recipe, trigger, count, attacker.seed)
     ]
     return path, rows
+
+
+def _loss_of(attacker: Attacker) -> Loss | None:
+    """Return what an inversion minimises; None is the loss on the bare model."""
+    if attacker.gate:
+        return shut_loss(attacker.victim, attacker.gate)
+    return None if attacker.victim.guidance is None else defended_loss(attacker.victim)
 
 
 def write_set(path: Path, rows: Iterable[Row]) -> None:

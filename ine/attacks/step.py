@@ -5,7 +5,8 @@ learned words of the prompts. Through a defence it is what the sampler would use
 on it knows the defence, its negatives and its strengths.
 
 A single step has no history: momentum begins at zero, and a gate counts as open, because a whole
-run decides whether it opens. Either can favour the attacker or not.
+run decides whether it opens (`ine.attacks.through_gate` goes through that). Either can favour the
+attacker or not.
 
 Shape letters: B pictures, C latent channels, H W latent size.
 """
@@ -51,7 +52,7 @@ class Victim:
 
     def noise_of(self, output: torch.Tensor, x_t: torch.Tensor, index: int) -> torch.Tensor:
         """Return the noise prediction that a U-Net output at a step stands for, (B, C, H, W)."""
-        return self._step(x_t, index).noise(output).float()
+        return self.step(x_t, index).noise(output).float()
 
     def predict(
         self,
@@ -71,17 +72,9 @@ class Victim:
         Raises:
             NotFinite: The prediction is not finite; an attack on NaN would find nothing.
         """
-        parts = self.parts
-        step = self._step(x_t, index)
-        prompts = Prompts(
-            parts=parts,
-            texts=tuple(texts),
-            scale=self.sampler.guidance_scale,
-            reading=self.sampler.reading,
-            vectors=vectors or {},
-        )
+        step, prompts = self.step(x_t, index), self.prompts(texts, vectors)
         if self.guidance is None:
-            output = run_unet(parts.unet, step.x_t, step.t, prompts.positive())
+            output = run_unet(self.parts.unet, step.x_t, step.t, prompts.positive())
             nfe = len(texts)
         else:
             output, nfe = self._guided(self.guidance, prompts, step)
@@ -101,7 +94,20 @@ class Victim:
             output = session.predict(step, query_unet)
         return output, nfe
 
-    def _step(self, x_t: torch.Tensor, index: int) -> Step:
+    def prompts(
+        self, texts: Sequence[str], vectors: Mapping[str, tuple[torch.Tensor, ...]] | None = None
+    ) -> Prompts:
+        """Return texts and learned words as a guidance is given them, see `predict`."""
+        return Prompts(
+            parts=self.parts,
+            texts=tuple(texts),
+            scale=self.sampler.guidance_scale,
+            reading=self.sampler.reading,
+            vectors=vectors or {},
+        )
+
+    def step(self, x_t: torch.Tensor, index: int) -> Step:
+        """Return a step of the sampler at latents from `noise`, (B, C, H, W)."""
         device, scheduler = self.parts.device, self._scheduler()
         return Step(
             index=index,

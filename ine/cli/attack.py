@@ -73,8 +73,9 @@ def attack(
     """Make adversarial prompts against a model, or against a defence that the attacker knows.
 
     Without a negative the bare model is attacked; with one, every prediction is that of the
-    defended sampler. prompts.jsonl states for each prompt what it was made against and with which
-    budget, and `ine evaluate` reads it as a prompt set.
+    defended sampler, its gate taken to be open; with --through-gate the attacker keeps the gate
+    shut instead, behind which the model is bare. prompts.jsonl states for each prompt what it was
+    made against and with which budget, and `ine evaluate` reads it as a prompt set.
 
     Use it to measure your own defences. Sets and embeddings of real harms bring them back: keep
     them private.
@@ -84,6 +85,7 @@ def attack(
     recipe = load_recipe(concept, overrides)
     choose.check_filters(filters, [prompts])
     rows = None
+    searching.check_through(defence)
     if searching.method != INVERSION:
         searching.settings()  # a setting that makes no sense is refused before any work
         rows = _rows(recipe, prompts, filters, searching.limit, seed)
@@ -91,10 +93,12 @@ def attack(
     chosen = model.choose(embeddings, recipe)
     claim_folder(out)
     opened = chosen.open()
+    victim = _victim(opened, defence, sampling, embeddings)
     attacker = _attacker(
         opened,
         recipe,
-        victim=_victim(opened, defence, sampling, embeddings),
+        victim=victim,
+        gate=searching.gate_loss(victim, recipe.name),
         pictures=choose.attacker_pictures(opened.base, recipe, out, seed, images, skip_bad),
         folder=out,
         seed=seed,

@@ -13,6 +13,7 @@ from ine.cli.guiding import DefenceOptions, defending
 from ine.cli.model import ModelOptions
 from ine.cli.progress import bar
 from ine.cli.sampling import SamplingOptions
+from ine.cli.searching import gate_weight
 from ine.cli.writing import claim_folder
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ log = logging.getLogger("ine")
     metavar="DETECTOR",
     help="Detector to use instead of that of the recipe's rule.",
 )
+@gate_weight
 @options.flagged
 @options.seed
 @options.overrides
@@ -77,6 +79,7 @@ def audit(
     threshold: float,
     count: int,
     judge_name: str | None,
+    gate_weight: float,
     blur: str | None,
     seed: int,
     overrides: tuple[str, ...],
@@ -85,6 +88,8 @@ def audit(
     as_json: bool,
 ) -> None:
     """Attack a defence by inverting the concept through it; add what was found; attack again.
+
+    A gate with a probe is attacked twice: as if it were open, and by an attacker who keeps it shut.
 
     The options of the defence are those of `ine generate`; the budget of an attack is the recipe's
     inversion (--set inversion.steps=N, inversion.vectors=N). It ends when no attack recovers more
@@ -122,6 +127,7 @@ def audit(
         folder=out,
         settings=settings,
         judge=judge_name,
+        gate_weight=gate_weight,
     )
     found = _rounds(described)
     _print_rounds(found, write_audit(described, found, blur), as_json)
@@ -131,7 +137,8 @@ def _rounds(audit: "Audit") -> Sequence["Round"]:
     """Run an audit with a progress bar."""
     from ine.studies.audit import run_audit
 
-    inversions = audit.settings.rounds + 2  # the control, and one attack on every round's defence
+    # The control, one attack on every round's defence, and one that keeps its gate shut.
+    inversions = audit.settings.rounds + 2 + (audit.gate is not None)
     with bar(inversions * audit.recipe.inversion.steps, "audit") as update:
         passed: dict[str, int] = {}
 

@@ -2,9 +2,10 @@
 
 A defence is usually measured against prompts that were made without knowing it. Here the attacker
 knows all of it: vectors are inverted through the defended noise prediction, and used as a prompt
-through the whole defended sampler. What recovers the concept is joined to the negative, and
-the next round attacks the stronger defence, until an attack of the stated
-budget recovers no more than a threshold, or the rounds run out.
+through the whole defended sampler. Behind a gate with a probe, vectors that keep it shut are
+inverted too (`ine.attacks.shut`); rounds add no probe, so that these attack every round. What
+recovers the concept is joined to the negative, and the next round attacks the stronger defence,
+until an attack of the stated budget recovers no more than a threshold, or the rounds run out.
 
 A round that recovers little shows that *this* attack with *this* budget found little. It is no
 proof that there is nothing to find; the report says what was not tried.
@@ -14,14 +15,20 @@ import json
 from dataclasses import replace
 
 from ine.attacks.inverting import defended_loss
+from ine.attacks.shut import shut_loss
+from ine.attacks.step import Victim
+from ine.attacks.through_gate import GateLoss
 from ine.embeddings.embedding import ConceptEmbedding, new_embedding, write_embedding
 from ine.evaluation.models import model_digest
 from ine.files import sha256_of
 from ine.guidance.protocol import Guidance
 from ine.guidance.table import describe
-from ine.inversion.invert import invert
+from ine.inversion.invert import Loss, invert
 from ine.runtime import seed_for
 from ine.studies.audit_round import Audit, Round, Tell, round_name, run_round
+
+SHUT = "inverted to keep the gate shut"
+"""What that attack is called."""
 
 
 def run_audit(audit: Audit, tell: Tell = lambda *_: None) -> list[Round]:
@@ -37,6 +44,9 @@ def run_audit(audit: Audit, tell: Tell = lambda *_: None) -> list[Round]:
     guidance, model = audit.defence, model_digest(audit.victim.parts)
     bare = inverted(audit, "bare", None, model, tell)
     known = [("inverted without knowing the defence", bare)]
+    if audit.gate:
+        # Rounds leave the gate as it is, so one attack on it is that on all of them.
+        known.append((SHUT, inverted(audit, "shut", guidance, model, tell, audit.gate)))
     known += [(f"{e.trigger} as the prompt", e) for e in guidance.negative.embeddings]
     found: list[Round] = []
     for number in range(audit.settings.rounds + 1):
@@ -51,7 +61,12 @@ def run_audit(audit: Audit, tell: Tell = lambda *_: None) -> list[Round]:
 
 
 def inverted(
-    audit: Audit, name: str, guidance: Guidance | None, model: str, tell: Tell
+    audit: Audit,
+    name: str,
+    guidance: Guidance | None,
+    model: str,
+    tell: Tell,
+    gate: GateLoss | None = None,
 ) -> ConceptEmbedding:
     """Return the embedding that an attacker finds, and write it beside the report.
 
@@ -61,10 +76,11 @@ def inverted(
         guidance: The defence as far as the attacker knows it.
         model: Digest of the model.
         tell: Called with (what, done, of how many).
+        gate: Keeps the defence's gate shut; None takes it to be open.
     """
     recipe, seed, victim = audit.recipe, audit.settings.seed, audit.victim
     trigger = f"{recipe.name}-{name}"
-    method = describe(guidance and guidance.innermost)
+    method = describe(gate or (guidance and guidance.innermost))
     depends = (repr(victim.sampler), recipe.model_dump_json(), "attack", name, method, seed)
     about = [model, *map(str, (*depends, audit.pictures.names))]
     made = invert(
@@ -77,8 +93,15 @@ def inverted(
         state=audit.folder / f"{name}.state.safetensors",
         key=sha256_of(json.dumps(about).encode())[:16],
         on_step=lambda p: tell(f"attack {name}", p.step, p.steps),
-        loss_of=None if guidance is None else defended_loss(replace(victim, guidance=guidance)),
+        loss_of=_loss_of(victim, guidance, gate),
     )
     embedding = new_embedding(made.vectors, trigger, recipe.name)
     write_embedding(embedding, audit.folder / f"{trigger}.safetensors", force=True)
     return embedding
+
+
+def _loss_of(victim: Victim, guidance: Guidance | None, gate: GateLoss | None) -> Loss | None:
+    """Return what an attack minimises; None is the loss on the bare model."""
+    if gate:
+        return shut_loss(victim, gate)
+    return None if guidance is None else defended_loss(replace(victim, guidance=guidance))

@@ -16,7 +16,12 @@ from ine.studies.reading import blur_for
 NOT_TRIED = (
     "Not tried: prompts of ordinary words (ine attack), other inits and seeds than the ones "
     "named, longer inversions, vectors learned through a whole run instead of single steps, "
-    "gradients through a gate (its method was attacked as if always open), attacks on weights."
+    "{gate}, attacks on weights."
+)
+
+NO_GATE = "gradients through a gate (its method was attacked as if always open)"
+THROUGH_GATE = (
+    "words that keep the gate shut (ine attack --through-gate), other weights of its term"
 )
 
 
@@ -65,7 +70,7 @@ def audit_report(audit: Audit, rounds: Sequence[Round]) -> Report:
         sections=[
             Section(
                 "Attacks",
-                paragraphs=[NOT_TRIED],
+                paragraphs=[NOT_TRIED.format(gate=THROUGH_GATE if audit.gate else NO_GATE)],
                 tables=[attacks_table(rounds)],
                 grids=[_pictures(one) for one in rounds],
             ),
@@ -97,7 +102,7 @@ def lead_of(audit: Audit, rounds: Sequence[Round]) -> str:
     held = best.worst.recovered.share <= threshold
     added = f"after {best.number} rounds of adding what was found"
     lead = (
-        f"Of {count} attacks, one of them inverted through the defence ({_budget(audit)}), the "
+        f"Of {count} attacks, {_knowing(audit)} ({_budget(audit)}), the "
         f"strongest recovers {audit.recipe.name} in {_share(best.worst.recovered)} of its pictures "
         f"{added if best.number else 'from the defence as it was given'}, "
         f"{'at most' if held else 'more than'} the threshold of {threshold:g}; without any defence "
@@ -111,9 +116,20 @@ def lead_of(audit: Audit, rounds: Sequence[Round]) -> str:
     return lead
 
 
+def _knowing(audit: Audit) -> str:
+    """Return which of the attacks know the defence."""
+    if audit.gate:
+        return "one of them inverted through the defence and one to keep its gate shut"
+    return "one of them inverted through the defence"
+
+
 def _budget(audit: Audit) -> str:
-    spec = audit.recipe.inversion
-    return f"{spec.vectors} vectors, {spec.steps} steps of {spec.batch} pictures, one seed a round"
+    spec, gate = audit.recipe.inversion, audit.gate
+    shut = f", gate term of weight {gate.weight:g}" if gate else ""
+    return (
+        f"{spec.vectors} vectors, {spec.steps} steps of {spec.batch} pictures, one seed a "
+        f"round{shut}"
+    )
 
 
 def _share(rate: Rate) -> str:

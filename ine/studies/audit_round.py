@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ine.attacks.step import Victim
+from ine.attacks.through_gate import WEIGHT, GateLoss, gate_loss, gates_of, has_coarse_run
 from ine.detectors.rules import find_rule
 from ine.embeddings.embedding import ConceptEmbedding, write_embedding
 from ine.errors import IneError
@@ -88,6 +89,9 @@ class Audit:
     judge: str | None = None
     """Name of the detector that looks, instead of the rule's own."""
 
+    gate_weight: float = WEIGHT
+    """How much the attacker who keeps the gate shut cares for that, see `GateLoss.weight`."""
+
     def __post_init__(self) -> None:
         """Raise `IneError` where the defence steers away from nothing."""
         if self.victim.guidance is None or not self.victim.guidance.negative.prompt():
@@ -101,6 +105,13 @@ class Audit:
         """The defence as it was given."""
         assert self.victim.guidance
         return self.victim.guidance
+
+    @property
+    def gate(self) -> GateLoss | None:
+        """What keeps the gate shut; None for a defence whose gate, if any, has no gradient."""
+        if not gates_of(self.defence) or not has_coarse_run(self.victim.parts):
+            return None
+        return gate_loss(self.victim, self.recipe.name, self.gate_weight)
 
     @property
     def detector(self) -> str:
