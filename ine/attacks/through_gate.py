@@ -21,7 +21,7 @@ Shape letters: B pictures, C latent channels, H W latent size.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch.nn.functional import softplus
@@ -57,7 +57,7 @@ class GateLoss:
     weight: float = WEIGHT
     """w, above 0."""
 
-    own: Negative = Negative()
+    own: Negative = field(default_factory=Negative)
     """What acts on every picture beside the defence, see `ine.guidance.beside`."""
 
     pictures: int = 4
