@@ -61,7 +61,7 @@ class GateLoss:
     """What acts on every picture beside the defence, see `ine.guidance.beside`."""
 
     pictures: int = 4
-    """Coarse runs per step of an inversion: one costs as much as a tenth of a picture."""
+    """Coarse runs per step of an inversion; with k steps each takes 2 k + 1 U-Net evaluations."""
 
     def excess(
         self,
