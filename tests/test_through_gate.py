@@ -377,25 +377,25 @@ def test_an_audit_of_a_gated_defence_also_keeps_the_gate_shut(
             folder=tmp_path,
             settings=AuditSettings(rounds=1, threshold=1.0, pictures=4, benign=4),
         )
-        told = []
-        rounds = run_audit(audit, lambda what, *_: told.append(what))
-        return audit, rounds, told
+        seen = []
+        rounds = run_audit(audit, lambda what, *_: seen.append(what))
+        return audit, rounds, seen
 
     method = Additive(Negative("fire"), 3.0)
     gated = Gated(method, look_ahead(0.0, features=mini_features))
-    audit, [found], told = audited(gated)
+    audit, [found], seen = audited(gated)
     assert [a.name for a in found.attacks] == [
         "inverted, no defence",
         "inverted without knowing the defence",
         SHUT,
         "inverted through the defence",
     ]
-    assert told.count("attack shut") == 2
+    assert seen.count("attack shut") == 2
     assert (tmp_path / "fire-shut.safetensors").exists()
     text = write_audit(audit, [found]).read_text()
     assert "one to keep its gate shut" in text
     assert "as if always open" not in text
-    windowed, [found], told = audited(Gated(method, Window(0, 0.5)))
+    windowed, [found], seen = audited(Gated(method, Window(0, 0.5)))
     assert windowed.gate is None
     assert SHUT not in [a.name for a in found.attacks]
     assert "as if always open" in write_audit(windowed, [found]).read_text()

@@ -140,8 +140,8 @@ def gate_loss(victim: Victim, concept: str, weight: float = WEIGHT) -> GateLoss:
     gates = gates_of(victim.guidance)
     if not gates:
         raise IneError(
-            "attack: the defence has no gate with a probe to go through; name one with --gate "
-            "FILE, or attack without --through-gate (an observer's answer has no gradient)"
+            "attack: the defence has no gate with a probe to go through (an observer's answer has "
+            "no gradient); name one with --gate FILE, or take the gate to be open"
         )
     check_model(victim.parts)
     ahead = next((gate for gate in gates if isinstance(gate, LookAhead)), None)

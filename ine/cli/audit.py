@@ -89,9 +89,8 @@ def audit(
 ) -> None:
     """Attack a defence by inverting the concept through it; add what was found; attack again.
 
-    A gate with a probe is attacked twice: as if it were open, and by an attacker who keeps it shut.
-
-    The options of the defence are those of `ine generate`; the budget of an attack is the recipe's
+    The options of the defence are those of `ine generate`; a gate with a probe is attacked as if it
+    were open, and by an attacker who keeps it shut. The budget of an attack is the recipe's
     inversion (--set inversion.steps=N, inversion.vectors=N). It ends when no attack recovers more
     than --threshold, or after --rounds. Give an interrupted command again to resume it.
 
@@ -118,11 +117,10 @@ def audit(
         log.warning("no --unet: the base model is audited, which still knows the concept's words")
     sampler = defence.settled(sampling).settings(opened.parts)
     guidance = defence.build(opened.parts, sampler, embeddings)
-    pictures = choose.attacker_pictures(opened.base, recipe, out, seed, images, skip_bad)
     described = Audit(
         victim=Victim(opened.parts, sampler, guidance),
         recipe=recipe,
-        pictures=pictures,
+        pictures=choose.attacker_pictures(opened.base, recipe, out, seed, images, skip_bad),
         origin=str(images or Audit.origin),
         folder=out,
         settings=settings,
