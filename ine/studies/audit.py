@@ -76,17 +76,20 @@ def inverted(
         guidance: The defence as far as the attacker knows it.
         model: Digest of the model.
         tell: Called with (what, done, of how many).
-        gate: Keeps the defence's gate shut; None takes it to be open.
+        gate: Keeps the defence's gate shut, from the vectors of the attack "bare" on; None takes it
+            to be open.
     """
     recipe, seed, victim = audit.recipe, audit.settings.seed, audit.victim
     trigger = f"{recipe.name}-{name}"
+    # Vectors that bring the concept back and open the gate, to which it only has to be shut.
+    init = str(audit.folder / f"{recipe.name}-bare.safetensors") if gate else recipe.inversion.init
     method = describe(gate or (guidance and guidance.innermost))
     depends = (repr(victim.sampler), recipe.model_dump_json(), "attack", name, method, seed)
     about = [model, *map(str, (*depends, audit.pictures.names))]
     made = invert(
         victim.parts,
         audit.pictures,
-        recipe.inversion.model_copy(update={"preview_every": 10**9}),
+        recipe.inversion.model_copy(update={"preview_every": 10**9, "init": init}),
         trigger=trigger,
         seed=seed_for(seed, "audit", name) % 2**32,
         plural=recipe.plural,
