@@ -253,7 +253,7 @@ def test_a_gate_at_half_the_run_is_asked_at_its_own_level(tiny_parts):
 
 def test_defences_without_a_gate_to_go_through(tiny_parts):
     for guidance in (None, METHOD, Gated(METHOD, Window(0, 0.5))):
-        with pytest.raises(IneError, match="no gate with a probe to go through .*; name one with"):
+        with pytest.raises(IneError, match=r"no gate with a probe to go through .*; name one with"):
             gate_loss(Victim(tiny_parts, SAMPLER, guidance), "fire")
     assert has_coarse_run(tiny_parts)
 
@@ -334,7 +334,7 @@ def test_a_search_finds_words_with_the_term(mini, mini_features, recipe, tmp_pat
         tokens=2, budget=150, children=4, top=4, views=1, final_views=1, finalists=2
     )
     [row] = search_prompts(attacker, "denoising", [("a dog", "dog")], settings)
-    assert row["gate"] == "kept shut, weight 0.1"
+    assert row["gate"] == f"kept shut, weight {WEIGHT:g}"
     assert row["prompt"] == f"{row['phrase']} a dog"
     assert 0 < row["spent"] <= 150
 

@@ -74,7 +74,7 @@ class SearchOptions:
 gate_weight = expert(
     "--gate-weight",
     type=options.FiniteRange(min=0, min_open=True),
-    default=0.1,
+    default=0.003,
     show_default=True,
     help="Of the term that keeps the gate shut: how much it counts beside the denoising loss.",
 )
