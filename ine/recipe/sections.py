@@ -180,7 +180,7 @@ class DefenceSearch(Section):
     """What `ine defend` tries, and on how many pictures; no part of the recipe's hash."""
 
     guidances: Annotated[dict[str, tuple[Strength, ...]], Field(min_length=1)] = Field(
-        default_factory=lambda: {"cfg": (), "additive": (3.0, 5.0, 8.0, 12.0, 20.0)}
+        default_factory=lambda: {"cfg": (), "additive": (3.0, 5.0, 8.0, 12.0)}
     )
     """{guidance: strengths}; () is the method's own strength."""
 
