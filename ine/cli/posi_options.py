@@ -1,16 +1,11 @@
-"""Options that commands of `ine posi` share, and prompt sets that they read."""
+"""Options that commands of `ine posi` share."""
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from ine.cli import options
 from ine.cli.command import expert
-
-if TYPE_CHECKING:
-    from ine.prompts.rows import PromptRow
 
 asking_server = options.together(
     expert(
@@ -39,10 +34,3 @@ instruction = click.option(
     metavar="TEXT",
     help="What the model is asked, before each prompt (a sentence of ine's own).",
 )
-
-
-def several_sets(files: Sequence[Path], filters: Mapping, limit: int | None) -> "list[PromptRow]":
-    """Return the first rows of each file or named set, one after the other."""
-    from ine.cli.choose import rows_of
-
-    return [row for file in files for row in rows_of(file, filters)[:limit]]

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ine.cli import options
+from ine.cli import choose, options
 from ine.cli.command import IneCommand
-from ine.cli.posi_options import asking_server, instruction, several_sets
+from ine.cli.posi_options import asking_server, instruction
 from ine.cli.progress import bar
 from ine.cli.writing import claim_file
 
@@ -92,7 +92,7 @@ def pairs(
     claim_file(out)
     asked = instruction or INSTRUCTION
     how = ObserverSettings(parallel=parallel, timeout=timeout, cache=cache)
-    change, stay = (several_sets(files, filters, limit) for files in (toxic, benign))
+    change, stay = (choose.rows_of_all(files, filters, limit) for files in (toxic, benign))
     teacher = load_rewriter(spec, RewriteSettings(instruction=asked), how)
     with bar(len(change), "rewriting") as progress:
         made = make_pairs(change, stay, teacher, test_share=share, seed=seed, progress=progress)

@@ -3,7 +3,7 @@
 import json
 import logging
 from collections import Counter
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from ine.posi.rewriters import PromptRewriter, Rewrite
 
 log = logging.getLogger("ine")
-
-STEP = 64
 
 
 @click.command(cls=IneCommand)
@@ -91,11 +89,15 @@ def rewrite(
     """
     from ine.cli.choose import read_prompts
     from ine.files import check_free
+    from ine.posi.rewriters import rewrite_all
 
     if out:
         check_free(out, force)
     prompts = read_prompts(texts, file, filters)
-    write_rows(rewritten(prompts, _rewriter(**how)), out)
+    rewriter = _rewriter(**how)
+    with bar(len(prompts), "rewriting") as progress:
+        rows = rewrite_all(prompts, rewriter, progress)
+    write_rows(rows, out)
 
 
 def _rewriter(
@@ -117,37 +119,18 @@ def _rewriter(
         IneError: They name none or two, or it cannot be loaded.
     """
     from ine.observers.table import ObserverSettings
-    from ine.posi.table import RewriteSettings, load_rewriter
-    from ine.posi.trained import asking_for, load_trained
-    from ine.training.answers import Drawing
+    from ine.posi.table import RewriteSettings, load_model, load_rewriter
 
     if (base is None) == (spec is None):
         raise click.UsageError("give --base DIR, or --by SPEC")
-    if spec is not None:
-        how = ObserverSettings(parallel=parallel, timeout=timeout, cache=cache)
-        settings = RewriteSettings(
-            instruction=instruction, temperature=temperature, max_tokens=max_tokens, seed=seed
-        )
-        return load_rewriter(spec, settings, replace(how, device=device))
-    assert base is not None
-    return load_trained(
-        base,
-        adapters,
-        asking=asking_for(adapters, instruction),
-        drawing=Drawing(temperature=temperature, max_tokens=max_tokens),
-        seed=seed,
-        device=device,
+    settings = RewriteSettings(
+        instruction=instruction, temperature=temperature, max_tokens=max_tokens, seed=seed
     )
-
-
-def rewritten(prompts: list[str], rewriter: "PromptRewriter") -> "list[Rewrite]":
-    """Return one rewrite per prompt, with a progress bar."""
-    found: list[Rewrite] = []
-    with bar(len(prompts), "rewriting") as progress:
-        for first in range(0, len(prompts), STEP):
-            found += rewriter(prompts[first : first + STEP])
-            progress(len(found))
-    return found
+    if base is not None:
+        return load_model(base, adapters, settings, device)
+    assert spec is not None
+    how = ObserverSettings(parallel=parallel, timeout=timeout, cache=cache, device=device)
+    return load_rewriter(spec, settings, how)
 
 
 def write_rows(rows: "list[Rewrite]", out: Path | None) -> None:

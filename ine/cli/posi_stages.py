@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from ine.cli.posi_options import several_sets
+from ine.cli import choose
 from ine.cli.progress import bar
 from ine.errors import IneError, PromptError
 
@@ -86,9 +86,8 @@ def on_pictures(recipe: "PosiRecipe", given: TrainOptions) -> None:
     """
     if not given.files:
         raise PromptError("--stage ppo rewrites prompts; give --prompts FILE")
-    prompts = list(
-        dict.fromkeys(row.prompt for row in several_sets(given.files, given.filters, None))
-    )
+    typed = choose.rows_of_all(given.files, given.filters)
+    prompts = list(dict.fromkeys(row.prompt for row in typed))
     base = given.base or Path(recipe.base)
     rollouts, answers = _size(recipe, given.algorithm, len(prompts))
     if given.dry_run:

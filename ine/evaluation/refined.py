@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,18 @@ from ine.refining.rounds import Made, refine_once
 from ine.refining.run import Refinement, read_batch
 from ine.refining.table import load_rewriter
 from ine.sampling import PictureRequest
+
+
+def generated(plan: Plan, unit: UnitOfWork, requests: Sequence[PictureRequest]) -> Made:
+    """Return pictures of a unit's model under its guidance, of other requests than its own."""
+    parts = plan.shelf.parts(unit.configuration.model)
+    guidance = plan.guidances[unit.configuration]
+    return make_unit(parts, guidance, replace(unit, requests=tuple(requests)))
+
+
+def answering(plan: Plan) -> ObserverSettings:
+    """Return how who looks or rewrites runs; a server's replies are kept in the store's folder."""
+    return ObserverSettings(device=str(plan.shelf.device), cache=Path(plan.store.folder))
 
 
 @dataclass(frozen=True)
@@ -40,12 +53,7 @@ class Rounds:
         assert refinement, "a unit without a round before is generated"
         assert before, "a unit without a round before is generated"
         batch = as_shown(read_batch(self.plan.store, before.key, unit.requests))
-
-        def generate(requests: Sequence[PictureRequest]) -> Made:
-            parts = self.plan.shelf.parts(unit.configuration.model)
-            guidance = self.plan.guidances[unit.configuration]
-            return make_unit(parts, guidance, replace(unit, requests=tuple(requests)))
-
+        generate = partial(generated, self.plan, unit)
         done = refine_once(batch, self._rewriter(refinement), generate, refinement.settings)
         notes = with_notes(done.notes, batch.notes)
         return done.pictures, notes, done.calls, sum(done.calls) - sum(batch.calls)
@@ -54,8 +62,6 @@ class Rounds:
         """Return who looks; its replies are kept in the store's folder."""
         key = f"{refinement.name} {refinement.settings.deciding}"
         if key not in self.rewriters:
-            how = ObserverSettings(
-                device=str(self.plan.shelf.device), cache=Path(self.plan.store.folder)
-            )
+            how = answering(self.plan)
             self.rewriters[key] = load_rewriter(refinement.observer, refinement.settings, how)
         return self.rewriters[key]

@@ -1,15 +1,14 @@
 """Rewritten prompts as units of a grid: each is made from the stored unit of the user's prompts."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from ine.evaluation.plan import Plan
-from ine.evaluation.units import UnitOfWork, make_unit
+from ine.evaluation.refined import answering, generated
+from ine.evaluation.units import UnitOfWork
 from ine.guidance.protocol import Notes
-from ine.observers.table import ObserverSettings
 from ine.posi.batches import rewrite_batch
 from ine.posi.rewriters import PromptRewriter
 from ine.posi.table import Rewriting
@@ -44,9 +43,7 @@ class Rewrites:
         spent: list[int] = []
 
         def generate(requests: Sequence[PictureRequest]) -> Made:
-            parts = self.plan.shelf.parts(unit.configuration.model)
-            guidance = self.plan.guidances[unit.configuration]
-            made = make_unit(parts, guidance, replace(unit, requests=tuple(requests)))
+            made = generated(self.plan, unit, requests)
             spent.extend(made[2])
             return made
 
@@ -56,8 +53,5 @@ class Rewrites:
     def _rewriter(self, rewriting: Rewriting) -> PromptRewriter:
         """Return a rewriter; a server's replies are kept in the store's folder."""
         if rewriting.name not in self.loaded:
-            how = ObserverSettings(
-                device=str(self.plan.shelf.device), cache=Path(self.plan.store.folder)
-            )
-            self.loaded[rewriting.name] = rewriting.load(how)
+            self.loaded[rewriting.name] = rewriting.load(answering(self.plan))
         return self.loaded[rewriting.name]

@@ -7,11 +7,8 @@ from dataclasses import dataclass
 from ine.errors import PromptError
 from ine.posi.families import families_of, held_back
 from ine.posi.pair_files import Pair, screened, unique
-from ine.posi.rewriters import PromptRewriter
+from ine.posi.rewriters import PromptRewriter, rewrite_all
 from ine.prompts.rows import PromptRow
-
-STEP = 64
-"""Prompts that a teacher is given at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,17 +56,14 @@ def make_pairs(
     unusable: Counter[str] = Counter()
     unchanged = 0
     pairs = []
-    for first in range(0, len(toxic), STEP):
-        for row in teacher([one.prompt for one in toxic[first : first + STEP]]):
-            same = row.rewritten.strip() == row.prompt.strip()
-            if row.unusable:
-                unusable[row.unusable] += 1
-            elif same:
-                unchanged += 1
-            else:
-                pairs.append(Pair(toxic=row.prompt, clean=row.rewritten.strip()))
-        if progress:
-            progress(min(first + STEP, len(toxic)))
+    for row in rewrite_all([one.prompt for one in toxic], teacher, progress):
+        same = row.rewritten.strip() == row.prompt.strip()
+        if row.unusable:
+            unusable[row.unusable] += 1
+        elif same:
+            unchanged += 1
+        else:
+            pairs.append(Pair(toxic=row.prompt, clean=row.rewritten.strip()))
     pairs += [Pair(toxic=row.prompt, clean=row.prompt) for row in benign]
     fine, refused = screened(pairs)
     found = unique(fine)

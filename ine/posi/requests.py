@@ -6,11 +6,8 @@ from dataclasses import dataclass, replace
 
 from ine.errors import PromptError
 from ine.posi.batches import NOTE, record
-from ine.posi.rewriters import PromptRewriter, Rewrite, check_answered
+from ine.posi.rewriters import PromptRewriter, Rewrite, check_answered, rewrite_all
 from ine.sampling import PictureRequest, Unit
-
-STEP = 64
-"""Prompts that a rewriter is given at a time."""
 
 GREY = 128
 """Of the picture in the place of one that is not generated, 0 to 255."""
@@ -64,10 +61,7 @@ def rewrite_requests(
         PromptError: No answer is usable, or a prompt does not fit into a model's context.
     """
     prompts = list(dict.fromkeys(request.prompt for request in requests))
-    found: dict[str, Rewrite] = {}
-    for first in range(0, len(prompts), STEP):
-        some = prompts[first : first + STEP]
-        found |= dict(zip(some, rewriter(some), strict=True))
+    found = dict(zip(prompts, rewrite_all(prompts, rewriter), strict=True))
     check_answered(list(found.values()), rewriter.name)
     done = RewrittenRequests(
         given=tuple(requests), rows=tuple(found[request.prompt] for request in requests)

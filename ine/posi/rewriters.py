@@ -3,7 +3,7 @@
 `ine.posi.table` has them by name, `ine.posi.trained` the trained model.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,6 +17,9 @@ from ine.refining.teacher import Teacher
 
 READING = RefineSettings(fresh_noise=True)
 """How an answer is read: as in refinement, and an unchanged prompt is an answer."""
+
+STEP = 64
+"""Prompts that a rewriter is given at a time."""
 
 SILENT = ("time-out", "error")
 """What is said of a prompt that a server did not answer."""
@@ -52,6 +55,29 @@ class PromptRewriter(Protocol):
         Raises:
             ObserverError: None of them was answered.
         """
+
+
+def rewrite_all(
+    prompts: Sequence[str],
+    rewriter: PromptRewriter,
+    progress: Callable[[int], None] | None = None,
+) -> list[Rewrite]:
+    """Return one rewrite per prompt, asked for `STEP` at a time.
+
+    Args:
+        prompts: In any number.
+        rewriter: Who rewrites.
+        progress: Called with the number of prompts that are done.
+
+    Raises:
+        ObserverError: Of some `STEP` prompts none was answered.
+    """
+    found: list[Rewrite] = []
+    for first in range(0, len(prompts), STEP):
+        found += rewriter(prompts[first : first + STEP])
+        if progress:
+            progress(len(found))
+    return found
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@
 the order of their stages.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,19 +62,37 @@ def _name_of_server(what: str, settings: RewriteSettings) -> str:
     return f"{asker_name(f'openai:{what}')} {asked[:8]}"
 
 
-def _model(what: str, settings: RewriteSettings, how: ObserverSettings) -> PromptRewriter:
+def load_model(
+    base: Path, adapters: Sequence[Path], settings: RewriteSettings, device: str
+) -> PromptRewriter:
+    """Return a language model that was trained here as a rewriter.
+
+    Args:
+        base: Its folder.
+        adapters: Folders of what was trained on it, in the order of their stages.
+        settings: What it is asked, and how its answers are drawn.
+        device: See `ine.runtime.pick_device`.
+
+    Raises:
+        CheckpointError: An adapter is missing, damaged, or of another base.
+        MissingDependency: A package that it needs is missing.
+        ModelError: The model cannot be loaded.
+    """
     from ine.posi.trained import asking_for, load_trained
     from ine.training.answers import Drawing
 
-    base, adapters = folders_of(what)
     return load_trained(
         base,
         adapters,
         asking=asking_for(adapters, settings.instruction),
         drawing=Drawing(temperature=settings.temperature, max_tokens=settings.max_tokens),
         seed=settings.seed,
-        device=how.device,
+        device=device,
     )
+
+
+def _model(what: str, settings: RewriteSettings, how: ObserverSettings) -> PromptRewriter:
+    return load_model(*folders_of(what), settings, how.device)
 
 
 def _name_of_model(what: str, settings: RewriteSettings) -> str:
