@@ -19,6 +19,7 @@ from ine.evaluation.choosing import best_of
 from ine.evaluation.grid import GridModel
 from ine.files import sha256_of
 from ine.guidance.additive import Additive
+from ine.guidance.behind import behind
 from ine.guidance.gate_file import read_calibration
 from ine.guidance.gates import Gated, Window
 from ine.guidance.negative import Negative
@@ -27,10 +28,12 @@ from ine.models.loading import load_parts
 from ine.recipe import load_recipe
 from ine.sampling import PictureRequest, SamplerSettings, generate
 from ine.studies.defend.job import MODEL, Job, Watch
+from ine.studies.defend.outcomes import Outcome, Plain
 from ine.studies.defend.prompts import BENIGN, IMPLYING, prompts_for
-from ine.studies.defend.run import run_defend
-from ine.studies.defend.settings import check_search
+from ine.studies.defend.run import check_reached, run_defend
+from ine.studies.defend.settings import Setting, Tuning, check_search
 from ine.studies.defend.teaching import teach
+from ine.studies.defend.tuning import margin
 from ine.text.encode import TextOptions
 
 SMALL = (
@@ -246,7 +249,9 @@ def test_the_gate_has_the_threshold_and_window_that_were_chosen(made):
 def test_the_choice_is_by_the_rule_of_grids(made):
     tuning = made[0].tuning
     able = [one for one in tuning.tried if one.kept.value >= 0.5]
-    assert len(tuning.tried) == 2 * 2 * 3  # windows, thresholds, guidances with strengths
+    once = [one for one in tuning.tried if not one.setting.restart]
+    assert len(once) == 2 * 2 * 3  # windows, thresholds, guidances with strengths
+    assert len(tuning.tried) - len(once) == load_recipe("fire").defence.restarted
     assert tuning.chosen in able
     assert tuning.chosen.left.value == min(one.left.value for one in able)
     assert len({one.left.value for one in tuning.tried}) > 1, "all are alike, so nothing is tested"
@@ -271,6 +276,97 @@ def test_what_a_setting_does_is_what_its_gate_does(made, tiny_parts, job_in):
         units = generate(tiny_parts, requests, guidance, job.sampler)
         flags = [look["fire"] > 0.5 for unit in units for look in judge(unit.pictures)]
         assert np.mean(flags) == one.left.value, setting
+
+
+def test_what_restarts_do_is_what_generate_does(made, judged, job_in, tiny_parts, tmp_path):
+    """The tuning makes only the benign pictures that may change; here all are made."""
+    shutil.copytree(made[1] / "fire-neg.defend", tmp_path / "fire-neg.defend")
+    search = ("false_open=[0.5]", "guidances={additive: [2]}", "windows=[[0, 0.8]]")
+    own = ("restarts=[[1], [1, 100]]", "restarted=1")
+    recipe = load_recipe("fire", [*SMALL, *(f"defence.{text}" for text in (*search, *own))])
+    job = job_in(tmp_path, recipe=recipe)
+    once, *again = run_defend(job).tuning.tried
+    assert [one.setting.restart for one in again] == [(1.0,), (1.0, 100.0)]
+    method = Additive(Negative("", (read_embedding(job.made_embedding),)), 2.0)
+
+    def pictures(kind, guidance):
+        requests = [PictureRequest(prompt=c.prompt, seed=c.seed) for c in job.prompts.tuning[kind]]
+        units = generate(tiny_parts, requests, guidance, job.sampler)
+        return np.concatenate([unit.pictures for unit in units])
+
+    plain, restarted = pictures(BENIGN, None), 0
+    for k, one in enumerate(again):
+        gate = read_calibration(job.folder / f"restart-{k}.gate.safetensors")
+        assert gate.threshold == once.setting.threshold
+        assert gate.look_ahead.window == Window(0, 0.8)
+        guidance = behind(method, gate, None, one.setting.restart)
+        flags = [look["fire"] > 0.5 for look in Judge()(pictures(IMPLYING, guidance))]
+        assert np.mean(flags) == one.left.value
+        benign = pictures(BENIGN, guidance)
+        changed = [not np.array_equal(*pair) for pair in zip(benign, plain, strict=True)]
+        assert np.mean(changed) <= one.opened
+        without = pictures(BENIGN, behind(method, gate))
+        restarted += not np.array_equal(benign, without)
+    assert restarted, "restarts change nothing here, so nothing is tested"
+    assert len({one.kept.value for one in (once, *again)}) > 1
+
+
+def outcome(flagged, subject, kept):
+    subject = None if subject is None else np.array(subject, dtype=bool)
+    return Outcome(flagged=np.array(flagged, dtype=bool), subject=subject, kept=np.array(kept))
+
+
+def plain_of(subject):
+    clusters = {IMPLYING: ("a", "b", "c", "d"), BENIGN: ("e", "f")}
+    return Plain(outcome=outcome([1, 1, 0, 0], subject, [1.0, 1.0]), clusters=clusters, floor=0.0)
+
+
+SETTING = Setting(method="cfg", strength=None, window=(0.0, 1.0), false_open=0.1, threshold=0.0)
+
+
+def test_a_subject_is_kept_where_it_was_there_undefended():
+    plain = plain_of([1, 1, 1, 0])
+    lost = outcome([0, 0, 0, 0], [1, 1, 0, 1], [0.5, 1.0])
+    found = plain.tried(SETTING, lost, 0.5)
+    assert (found.left.value, found.kept.value) == (0, 0.75)
+    assert (found.subject.value, found.subject.count) == (pytest.approx(2 / 3), 3)
+    # Where the gate stays closed it is the undefended picture.
+    opens = {IMPLYING: np.array([1, 0, 0, 1], bool), BENIGN: np.array([0, 1], bool)}
+    found = plain.tried(SETTING, lost.where(opens, plain.outcome), 0.5)
+    assert (found.left.value, found.kept.value, found.subject.value) == (0.25, 1, 1)
+
+
+@pytest.mark.parametrize("subject", [None, [0, 0, 0, 0]])
+def test_without_a_detector_of_objects_no_subject_is_asked_for(subject):
+    plain = plain_of(subject)
+    assert plain.tried(SETTING, plain.outcome, 0.0).subject is None
+
+
+@pytest.mark.parametrize(
+    ("target", "wanted", "expected"),
+    [(0.7, 0.6, 0.05), (0.7, 0.7, -1 / 30), (0.8, 0.6, -0.05)],
+)
+def test_the_margin_is_that_of_the_target_that_is_missed_by_most(
+    job_in, tmp_path, target, wanted, expected
+):
+    recipe = load_recipe("fire", [*SMALL, f"defence.subject={wanted}"])
+    job = job_in(tmp_path, recipe=recipe, target=target)
+    plain = plain_of([1, 1, 1, 0])
+    one = plain.tried(SETTING, outcome([0, 0, 0, 0], [1, 1, 0, 1], [0.5, 1.0]), 0.5)
+    assert margin(job, one) == pytest.approx(expected)
+
+
+def test_a_subject_that_nothing_keeps_is_an_error_that_says_what_was(job_in, tmp_path):
+    plain = plain_of([1, 1, 1, 0])
+    one = plain.tried(SETTING, outcome([0, 0, 0, 0], [1, 1, 0, 1], [0.9, 1.0]), 0.5)
+    tuning = Tuning(tried=(one,), chosen=one, reached=False, undefended=one.left)
+    with pytest.raises(
+        IneError,
+        match=r"no setting keeps the subject in 0\.97 of 3 tuning pictures with it; the most is "
+        r"0\.666 .*preservation 0\.950, subject 0\.667.* --set defence\.subject=0\.666, or",
+    ):
+        check_reached(job_in(tmp_path), tuning)
+    check_reached(job_in(tmp_path, below_target=True), tuning)
 
 
 def counting(unet, most=None):

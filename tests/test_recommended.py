@@ -34,6 +34,7 @@ from ine.sampling import SamplerSettings, sample_latents
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 STRONG = Recommendation(guidance="additive", strength=8.0, window=Window(0, 0.6), look_ahead=3)
+RESTARTS = replace(STRONG, restart=(1.0, 2.0))
 PROMPTS, SEEDS = ("a dog", "a burning cat", "a house"), (3, 4, 5)
 SETTINGS = SamplerSettings(steps=5, guidance_scale=5.0)
 
@@ -90,6 +91,12 @@ def test_a_recommendation_survives_the_header(fire):
     assert all(isinstance(v, str) for v in found.metadata().values())
 
 
+def test_restarts_survive_the_header(tmp_path):
+    found = recommendation_of(read_embedding(write_defence(tmp_path, recommended=RESTARTS)))
+    assert found.restart == (1.0, 2.0)
+    assert str(found).endswith("finds the concept, restarts at 1,2 times the strength")
+
+
 def test_a_file_of_another_program_recommends_nothing(tmp_path):
     file = tmp_path / "easy.pt"
     torch.save({"string_to_param": {"*": noise(2, 32)}, "name": "easy"}, file)
@@ -107,12 +114,22 @@ def test_a_file_of_another_program_recommends_nothing(tmp_path):
         ("window", "0.6:0.2", "0 <= first < last <= 1"),
         ("look_ahead", "0", "look_ahead is 0"),
         ("preset", "max", "additive: has no presets"),
+        ("restart", "1,two", "could not convert"),
+        ("restart", "1,0", "restart is 1,0"),
+        ("restart", "nan", "restart is nan"),
     ],
 )
 def test_a_recommendation_that_makes_no_sense_is_refused(key, value, said):
     about = {**STRONG.metadata(), f"ine.defence.{key}": value}
     embedding = new_embedding(noise(2, 32), "fire-neg", "fire", about)
     with pytest.raises(EmbeddingError, match=f"'fire-neg': its header recommends .*{said}"):
+        recommendation_of(embedding)
+
+
+def test_restarts_without_a_gate_are_refused():
+    about = replace(STRONG, look_ahead=None, restart=(1.0,)).metadata()
+    embedding = new_embedding(noise(2, 32), "fire-neg", "fire", about)
+    with pytest.raises(EmbeddingError, match="restarts need the gate of a look-ahead"):
         recommendation_of(embedding)
 
 
@@ -145,6 +162,48 @@ def test_what_the_user_says_goes_before_it(fire, overrides, expected, caplog):
     caplog.set_level(logging.INFO, "ine")
     assert expected(guidance_of(fire, **overrides))
     assert "; as asked for instead: " in caplog.text
+
+
+@pytest.fixture
+def restarting(tmp_path):
+    (tmp_path / "restarting").mkdir()
+    return write_defence(tmp_path / "restarting", recommended=RESTARTS)
+
+
+def test_recommended_restarts_are_those_that_the_option_makes(restarting, fire):
+    found = guidance_of(restarting, scale=5.0)
+    assert isinstance(found, Restart)
+    assert len(found.attempts) == 3
+    asked = guidance_of(fire, ladder=(1.0, 2.0), scale=5.0)
+    assert describe(found) == describe(asked)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ({"ladder": ()}, "as asked for instead: no restarts"),
+        ({"can_restart": False}, "; restarts are left out, which only the loop of ine makes"),
+        # They need the look-ahead.
+        ({"late": True}, "the gate at half the run"),
+        ({"gated": False}, "no gate"),
+    ],
+)
+def test_restarts_are_left_out_in_words(restarting, overrides, said, caplog):
+    caplog.set_level(logging.INFO, "ine")
+    assert isinstance(guidance_of(restarting, **overrides), Gated)
+    assert said in caplog.text
+
+
+def test_a_gate_that_the_user_gives_may_restart_too(restarting):
+    own = calibration_of("fire", 9)
+    assert isinstance(guidance_of(restarting, gate=own), Restart)
+    assert isinstance(guidance_of(restarting, gate=replace(own, look_ahead=None)), Gated)
+
+
+def test_several_restart_as_the_longest_ladder_says(restarting, weapon, fire):
+    found = guidance_of(restarting, weapon, scale=5.0)
+    assert found.ladder == (1.0, 2.0)
+    assert isinstance(guidance_of(fire, weapon), Gated)
 
 
 def test_a_gate_that_is_not_there_is_an_error_that_says_what_to_do(fire):
@@ -283,6 +342,20 @@ def test_options_of_generate_go_before_the_file(run_ine, tiny_folder, fire):
     assert "first=0.1, last=0.5" in plan["guidance"]["settings"]
 
 
+def test_generate_restarts_as_the_file_recommends(run_ine, tiny_folder, restarting):
+    use = ("--negative-embedding", restarting)
+    done, plan = dry(run_ine, tiny_folder, *use)
+    assert done.exit_code == 0, done.stderr
+    assert "ladder=[1.0, 2.0]" in plan["guidance"]["settings"]
+    done, plan = dry(run_ine, tiny_folder, *use, "--no-restart")
+    assert "ladder" not in plan["guidance"]["settings"]
+    assert "as asked for instead: no restarts" in done.stderr
+    _, plan = dry(run_ine, tiny_folder, *use, "--restart", "1,1.5")
+    assert "ladder=[1.0, 1.5]" in plan["guidance"]["settings"]
+    done, _ = dry(run_ine, tiny_folder, *use, "--restart", "--no-restart")
+    assert "--restart and --no-restart: give one of them" in done.stderr
+
+
 def test_generate_without_the_gate_says_what_to_do(run_ine, tiny_folder, fire):
     gate_path([fire]).unlink()
     done, _ = dry(run_ine, tiny_folder, "--negative-embedding", fire)
@@ -344,6 +417,17 @@ def test_protect_does_what_the_file_recommends(pipe, fire, caplog):
         assert isinstance(defence._method, ClassifierFree)
         # The part of the run is recommended still.
         assert defence._gate == replace(own, window=Window(0, 0.6))
+
+
+def test_protect_says_that_it_leaves_out_restarts(pipe, restarting, caplog):
+    caplog.set_level(logging.INFO, "ine")
+    with ine.protect(pipe, restarting) as defence:
+        pipe("a dog", num_inference_steps=4, output_type="latent")
+    assert len(defence.notes) == 1
+    assert "restarts are left out, which only the loop of ine makes" in caplog.text
+    caplog.clear()
+    assert ine.embedding_guider(pipe, restarting).strength == 8
+    assert "restarts are left out" in caplog.text
 
 
 def test_protect_takes_a_list(pipe, fire, weapon):
@@ -426,6 +510,20 @@ def test_a_grid_does_what_the_files_recommend(fire, weapon, tmp_path):
     assert describe(made["other", "own"]) == describe(guidance_of(fire, **settings))
     [own] = [c for c in found.calibrations if c.guidance == "defence"]
     assert own.negative == "own"
+
+
+def test_a_grid_restarts_as_recommended_only_where_all_is(weapon, tmp_path):
+    write_defence(tmp_path, recommended=RESTARTS)
+
+    def kinds(*pairs):
+        made = expand(load_grid(grid_of(tmp_path, *pairs))).guidances
+        return {c.guidance: type(g) for c, g in made.items() if c.negative == "own"}
+
+    assert kinds() == {"defence": Restart, "other": Gated}
+    without = ("method: recommended,", "method: recommended, restart: [],")
+    assert kinds(*without) == {"defence": Gated, "other": Gated}
+    both = ("strengths: [10],", "strengths: [10], restart: [1],")
+    assert kinds(*both) == {"defence": Restart, "other": Restart}
 
 
 @pytest.mark.parametrize(

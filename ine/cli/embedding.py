@@ -39,6 +39,8 @@ LINES = ("base", "unet", "method", "steps", "recovery", "seed", "recipe_hash", "
 DEFENCE_LINES = {
     **{key: key for key in ("guidance", "strength", "preset", "window", "left", "undefended")},
     "look_ahead": "look ahead",
+    "restart": "restarts",
+    "left_without_restart": "unrestarted",
     "preservation": "preserved",
 }
 """Header key under `ine.defence.` -> what it is called; shown where `ine defend` wrote it."""

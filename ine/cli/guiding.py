@@ -42,6 +42,7 @@ class DefenceOptions:
     no_gate: bool = False
     gate_window: str | None = None
     restart: str | None = None
+    no_restart: bool = False
     late: bool = False
     watcher: str | None = None
     """Of `--observer`."""
@@ -77,6 +78,8 @@ class DefenceOptions:
 
         if self.no_gate and self.gate_file:
             raise click.UsageError("--gate and --no-gate: give one of them")
+        if self.no_restart and self.restart:
+            raise click.UsageError("--restart and --no-restart: give one of them")
         window = read_window(self.gate_window)
         if find_method(self.guidance or DEFAULT).kind.looks_itself:
             return self._observed(sampler, embeddings, window)
@@ -193,13 +196,19 @@ class DefenceOptions:
             gate=gate,
             gated=not self.no_gate,
             late=self.late,
-            ladder=read_ladder(self.restart) if self.restart else None,
+            ladder=self._ladder(),
             scale=sampler.guidance_scale,
         )
         found = applied(given, overrides, self.negative_prompt)
         for calibration, embedding in found.gates:
             _log_differences(calibration, parts, sampler, [embedding])
         return found.guidance
+
+    def _ladder(self) -> tuple[float, ...] | None:
+        """Return the multiples of restarts; None is as the embeddings recommend, () makes none."""
+        if self.restart:
+            return read_ladder(self.restart)
+        return () if self.no_restart else None
 
     def _method(self, embeddings: Sequence["ConceptEmbedding"]) -> "Guidance":
         """Return the guidance without gate, window and restart."""

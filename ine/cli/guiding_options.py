@@ -76,7 +76,13 @@ GUIDANCE_OPTIONS = (
         flag_value="1,2,4",
         metavar="LADDER",
         help="Restart a picture, guided from its first step, if the concept shows at half the run; "
-        "again and stronger if it still shows (default 1,2,4 times the strength).",
+        "again and stronger if it still shows (default 1,2,4 times the strength); without it, as "
+        "the embedding's file recommends.",
+    ),
+    expert(
+        "--no-restart",
+        is_flag=True,
+        help="Restart no picture, although the embedding's file recommends it.",
     ),
     expert(
         "--steer",

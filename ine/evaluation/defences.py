@@ -102,7 +102,7 @@ class Defences:
             return Gated(guidance, window) if window else guidance
         calibration = self.calibrations[cell] = read_calibration(file.place(path))
         own = calibration if given.look_ahead else replace(calibration, look_ahead=None)
-        found = behind(guidance, own, window, given.restart)
+        found = behind(guidance, own, window, given.restart or None)
         # A strength that is not set cannot be multiplied; found out here.
         _ = found.attempts
         return found
@@ -118,14 +118,15 @@ class Defences:
                 "none of its embeddings recommends a defence; make them with ine defend, or name "
                 "method and gate"
             )
+        entirely = given.method == RECOMMENDED
         overrides = Overrides(
-            guidance=None if given.method == RECOMMENDED else given.method,
+            guidance=None if entirely else given.method,
             strength=cell.strength,
             preset=given.preset,
             settings=given.settings,
             window=Window(*given.window) if given.window else None,
             late=not given.look_ahead,
-            ladder=given.restart,
+            ladder=given.restart if entirely else given.restart or (),
         )
         found = applied(own, overrides, negative.text)
         if given.gate and not found.gates:

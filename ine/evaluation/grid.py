@@ -174,7 +174,8 @@ class GridGuidance(Section):
     restart: Annotated[
         tuple[float, ...] | None, BeforeValidator(lambda v: LADDER if v is True else v)
     ] = None
-    """Restart a picture where the gate opens: multiples of the strength, or true for 1, 2, 4."""
+    """Restart a picture where the gate opens: multiples of the strength, or true for 1, 2, 4; []
+    for none. Without it, as the files recommend where the method is "recommended", else none."""
 
     refine: GridRefine | None = None
     """Refine the prompts of what this makes; rows "NAME@0" have none of it yet."""

@@ -46,7 +46,11 @@ class Overrides:
     """Whether the gate at half the run is asked instead of the look-ahead."""
 
     ladder: tuple[float, ...] | None = None
-    """A second chance at half the run, see `ine.guidance.restart`."""
+    """A second chance at half the run, see `ine.guidance.restart`; None is as recommended, which
+    needs the look-ahead; () makes none."""
+
+    can_restart: bool = True
+    """Whether the loop that makes the pictures restarts any: ours does, a pipeline's own cannot."""
 
     scale: float | None = None
     """Guidance scale of the run; a ladder multiplies strengths that follow it."""
@@ -110,12 +114,19 @@ def applied(given: Sequence[GivenEmbedding], overrides: Overrides, text: str = "
 
 
 def _say(one: GivenEmbedding, overrides: Overrides) -> None:
-    other = str(overrides)
+    recommended, asked = one.recommendation, [str(overrides)]
+    assert recommended is not None
+    if recommended.restart and overrides.ladder == ():
+        asked.append("no restarts")
+    other = ", ".join(filter(None, asked))
     log.info(
-        "%s recommends %s%s",
+        "%s recommends %s%s%s",
         one.name,
-        one.recommendation,
+        recommended,
         f"; as asked for instead: {other}" if other else "",
+        "; restarts are left out, which only the loop of ine makes"
+        if recommended.restart and not overrides.can_restart
+        else "",
     )
 
 
@@ -195,7 +206,7 @@ def _behind(
     overrides: Overrides,
 ) -> Guidance:
     """Return the methods behind their gates; without any, acting on every picture."""
-    window, ladder = overrides.window or _widest(defences), overrides.ladder
+    window, ladder = overrides.window or _widest(defences), _ladder(defences, overrides)
     if ladder and overrides.scale is not None:
         methods = [method.with_fixed_strength(overrides.scale) for method in methods]
     if len(read) > 1:
@@ -211,12 +222,25 @@ def _behind(
     gate = _gate(read, defences, overrides)
     if gate is not None:
         return behind(method, gate, window, ladder)
-    if ladder:
+    if overrides.ladder:
         raise IneError(
             "--restart needs a gate, which decides which pictures are restarted; leave it or "
             "--no-gate out"
         )
     return Gated(method, window) if window else method
+
+
+def _ladder(defences: Sequence[GivenEmbedding], overrides: Overrides) -> tuple[float, ...] | None:
+    """Return the ladder of restarts, None for none; of several files' the longest and strongest."""
+    if overrides.ladder is not None:
+        return overrides.ladder or None
+    if not overrides.can_restart:
+        return None
+    ahead = overrides.gate is None or overrides.gate.look_ahead is not None
+    if overrides.late or not overrides.gated or not ahead:
+        return None
+    found = [one.recommendation.restart for one in defences if one.recommendation]
+    return max(found, key=lambda ladder: (len(ladder), ladder)) or None
 
 
 def _widest(defences: Sequence[GivenEmbedding]) -> Window | None:

@@ -1,4 +1,4 @@
-"""What an embedding's file recommends: guidance, strength, part of the run, look-ahead.
+"""What an embedding's file recommends: guidance, strength, part of the run, look-ahead, restarts.
 
 `ine defend` writes it into the header, under `ine.defence.`; `ine generate` and `ine.protect` apply
 it. A file of another program, or of `ine invert`, recommends nothing.
@@ -35,6 +35,10 @@ class Recommendation:
     look_ahead: int | None = None
     """Coarse steps of the look-ahead, whose gate is beside the file; None is without a gate."""
 
+    restart: tuple[float, ...] = ()
+    """Multiples of the strength with which a loop that can restarts pictures in which the concept
+    still shows at half the run (`ine.guidance.restart`); () restarts none."""
+
     gate_hash: str = ""
     """First 16 hex digits of the SHA-256 of the gate's file."""
 
@@ -47,9 +51,15 @@ class Recommendation:
             "preset": self.preset,
             "window": window,
             "look_ahead": None if self.look_ahead is None else str(self.look_ahead),
+            "restart": self.ladder or None,
             "gate_hash": self.gate_hash or None,
         }
         return {PREFIX + key: value for key, value in given.items() if value is not None}
+
+    @property
+    def ladder(self) -> str:
+        """The multiples of the restarts, "1,2"; "" for none."""
+        return ",".join(f"{factor:g}" for factor in self.restart)
 
     def method(self, negative: Negative) -> Guidance:
         """Return the guidance with a negative, without gate and window."""
@@ -64,6 +74,8 @@ class Recommendation:
             parts.append(f"in {self.window.first:g}:{self.window.last:g} of the run")
         if self.look_ahead is not None:
             parts.append(f"where a look-ahead of {self.look_ahead} steps finds the concept")
+        if self.restart:
+            parts.append(f"restarts at {self.ladder} times the strength")
         return ", ".join(parts)
 
 
@@ -106,11 +118,17 @@ def _read(stated: Mapping[str, str]) -> Recommendation:
     look_ahead = int(stated["look_ahead"]) if "look_ahead" in stated else None
     if look_ahead is not None and look_ahead < 1:
         raise ValueError(f"look_ahead is {look_ahead}")
+    restart = tuple(float(part) for part in stated.get("restart", "").split(",") if part)
+    if not all(0 < factor < math.inf for factor in restart):
+        raise ValueError(f"restart is {stated['restart']}")
+    if restart and look_ahead is None:
+        raise ValueError("restarts need the gate of a look-ahead")
     return Recommendation(
         guidance=stated["guidance"],
         strength=strength,
         preset=stated.get("preset"),
         window=window,
         look_ahead=look_ahead,
+        restart=restart,
         gate_hash=stated.get("gate_hash", ""),
     )

@@ -58,7 +58,9 @@ def _recommended(
             f"EmbeddingGuider: {given[0].name} and others are defences of their own, and a guider "
             "steers away from one; use ine.protect, which takes several"
         )
-    overrides = Overrides(strength=settings.get("strength"), gated=gate == RECOMMENDED)
+    overrides = Overrides(
+        strength=settings.get("strength"), gated=gate == RECOMMENDED, can_restart=False
+    )
     method, own = applied(given, overrides).guidance.split()
     if not isinstance(method, Additive | ClassifierFree):
         raise IneError(

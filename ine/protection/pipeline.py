@@ -147,7 +147,9 @@ def _recommended(
             "every picture; name it in the pipeline's own negative prompt (ine.load_into_pipeline "
             "loads it), or protect with a guidance object"
         )
-    overrides = Overrides(guidance=guidance, strength=strength, gated=gate == RECOMMENDED)
+    overrides = Overrides(
+        guidance=guidance, strength=strength, gated=gate == RECOMMENDED, can_restart=False
+    )
     found = applied(given, overrides).guidance
     if gate is None or gate == RECOMMENDED:
         return found

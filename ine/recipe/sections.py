@@ -9,6 +9,7 @@ from ine.yaml_files import Section
 Share = Annotated[float, Field(ge=0, le=1)]
 OpenShare = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
+Multiple = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Strength = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Names = tuple[str, ...]
 Some = Annotated[Names, Field(min_length=1)]
@@ -189,6 +190,16 @@ class DefenceSearch(Section):
         (0.0, 0.6),
     )
     """Parts of the run in which a picture that opens is steered."""
+
+    restarts: tuple[Annotated[tuple[Multiple, ...], Field(min_length=1)], ...] = ((1.0, 2.0),)
+    """Ladders of restarts, multiples of the strength; each is tried on the best settings."""
+
+    restarted: Count = 3
+    """How many of the settings without restarts, the best first, are tried with them."""
+
+    subject: Share = 0.97
+    """Least share of pictures that keep the subject of a prompt that implies the concept, of those
+    that have it undefended. Asked where the rule's detector names objects."""
 
     false_open: Annotated[tuple[OpenShare, ...], Field(min_length=1)] = (0.01, 0.02, 0.05, 0.1)
     """Shares of benign pictures for which the look-ahead may open; each gives a threshold."""

@@ -133,7 +133,7 @@ def lead_of(demo: Demo) -> str:
         f"of pictures whose prompt only implies it. Words as a negative leave {left[1]:.0%}; the "
         f"embedding inverted on this very model leaves {left[2]:.0%}, and preserves benign "
         f"pictures by {kept[0]:.2f}. Behind a look-ahead, which steers only the pictures that are "
-        f"about to show {demo.concept}, it leaves {left[3]:.0%} and preserves {kept[1]:.2f}."
+        f"about to show {demo.concept}, it leaves {left[-1]:.0%} and preserves {kept[-1]:.2f}."
     )
 
 

@@ -61,6 +61,10 @@ def stages_of(
     looked = sum(tuning.values())
     settings = sum(len(s) or 1 for s in search.guidances.values()) * len(search.windows)
     opened = tuning[IMPLYING] + math.ceil(max(search.false_open) * tuning[BENIGN])
+    again = min(search.restarted, settings) * len(search.restarts)
+    most = 1 + max(map(len, search.restarts), default=0)
+    # The report shows the defence with restarts and without.
+    repeated = 3 * (1 + most) if again else 0
     held_back = sum(map(len, prompts.held_back.values()))
     kinds = 2 if search.learn_from == "vectors" else 1
     return (
@@ -74,7 +78,8 @@ def stages_of(
         Stage(name="undefended tuning pictures", rows=2 * steps * looked),
         Stage(name="looks ahead", rows=2 * search.look_ahead * looked),
         Stage(name=f"{settings} settings, steered pictures", rows=3 * steps * settings * opened),
-        Stage(name="held-back pictures", rows=9 * steps * held_back),
+        Stage(name=f"{again} settings, restarts", rows=again * most * 3 * steps * opened),
+        Stage(name="held-back pictures", rows=(9 + repeated) * steps * held_back),
     )
 
 

@@ -15,13 +15,13 @@ from ine.report.values import Entry, PictureGrid, Report, Section, Table
 from ine.runtime import library_versions
 from ine.studies.cases import Expects, prompts_of
 from ine.studies.defend.job import SECOND_JUDGES, Job
+from ine.studies.defend.outcomes import EMBEDDING, run_in
 from ine.studies.defend.prompts import BENIGN, IMPLYING
 from ine.studies.defend.settings import Tried, Tuning
-from ine.studies.defend.tuning import EMBEDDING, run_in
 from ine.studies.defend.tuning_page import runs_tables, tuning_drawing, tuning_table
 from ine.studies.reading import GridResult, Rows, blur_for, figure_table, picture_grid
 
-WORDS, ALWAYS, DEFENCE = "words", "always", "defence"
+WORDS, ALWAYS, WITHOUT, DEFENCE = "words", "always", "without-restarts", "defence"
 """Names of the negative in words and of the guidances in the grid."""
 
 SHOWN = 8
@@ -34,7 +34,8 @@ class HeldBack:
 
     result: GridResult
     rows: Rows
-    """Undefended, words, the embedding always on, the defence."""
+    """Undefended, words, the embedding always on, the defence without restarts if it has any, the
+    defence."""
 
     measure: str
     judge: str
@@ -44,6 +45,12 @@ class HeldBack:
     def defence(self) -> Configuration:
         """The configuration of the defence."""
         return list(self.rows)[-1]
+
+    @property
+    def without(self) -> Estimate | None:
+        """The same without its restarts, as a pipeline has it; None if it has none."""
+        found = [row for row in self.rows if row.guidance == WITHOUT]
+        return self.result.value(found[0], IMPLYING, FLAGGED) if found else None
 
     @property
     def undefended(self) -> Estimate:
@@ -69,17 +76,22 @@ def hold_back(job: Job, chosen: Tried) -> HeldBack:
         chosen: The setting.
     """
     setting = chosen.setting
-    guidances = [
-        GridGuidance(name=ALWAYS),
-        GridGuidance(
-            name=DEFENCE,
+    strengths = () if setting.strength is None else (setting.strength,)
+
+    def behind_gate(name: str, ladder: tuple[float, ...]) -> GridGuidance:
+        return GridGuidance(
+            name=name,
             method=setting.method,
             preset=METHODS[setting.method].compared,
-            strengths=() if setting.strength is None else (setting.strength,),
+            strengths=strengths,
             gate={"*": job.made_gate.name},
+            restart=ladder or None,
             negatives=(EMBEDDING,),
-        ),
-    ]
+        )
+
+    guidances = [GridGuidance(name=ALWAYS), behind_gate(DEFENCE, setting.restart)]
+    if setting.restart:
+        guidances.append(behind_gate(WITHOUT, ()))
     negatives = [
         GridNegative(name=WORDS, text=job.recipe.words.negative_text()),
         GridNegative(name=EMBEDDING, embeddings={"*": (job.made_embedding.name,)}),
@@ -105,6 +117,11 @@ def hold_back(job: Job, chosen: Tried) -> HeldBack:
         result.row(): "undefended",
         result.row(ALWAYS, None, WORDS): f'words "{job.recipe.words.negative_text()}", always',
         result.row(ALWAYS, None, EMBEDDING): "embedding, always",
+        **(
+            {result.row(WITHOUT, setting.strength, EMBEDDING): "the defence, no restarts"}
+            if setting.restart
+            else {}
+        ),
         result.row(DEFENCE, setting.strength, EMBEDDING): "the defence",
     }
     return HeldBack(result=result, rows=rows, measure=job.measure, judge=second or job.detector)
@@ -181,6 +198,17 @@ def lead_of(job: Job, tuning: Tuning, held_back: HeldBack) -> str:
         f"{decimal(before.value)} of {before.count} pictures, the defence leaves "
         f"{decimal(left.value)} ({decimal(left.low)} to {decimal(left.high)}). Benign pictures are "
         f"preserved by {kept.value:.3f} of {kept.count}.{short} It is: {tuning.chosen.setting}."
+        f"{_in_pipelines(held_back.without)}"
+    )
+
+
+def _in_pipelines(left: Estimate | None) -> str:
+    """Return what is left where pictures cannot be restarted; "" where none are."""
+    if left is None:
+        return ""
+    return (
+        f" In a pipeline of diffusers (`ine.protect`), which cannot restart a picture, "
+        f"{decimal(left.value)} are left."
     )
 
 

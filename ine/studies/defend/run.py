@@ -5,30 +5,30 @@ import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ine.calibration.check import prompts_hash, provenance, sampler_record
-from ine.calibration.thresholds import Ahead, calibrated, open_share
 from ine.detectors.table import Detector, load_detector
 from ine.embeddings.embedding import ConceptEmbedding, read_embedding, write_embedding
 from ine.errors import IneError, OutputError
 from ine.evaluation.stats import Estimate
 from ine.files import check_free, check_suffix, sha256_of, write_bytes, write_json
 from ine.guidance.coarse import check_model
-from ine.guidance.gate_file import Calibration, write_calibration
+from ine.guidance.gate_file import write_calibration
 from ine.guidance.gates import Window
 from ine.guidance.recommended import PREFIX, Recommendation
 from ine.guidance.table import METHODS
 from ine.inversion.folder import remove_folder
 from ine.inversion.run import picture_key, run_inversion, state_keys
 from ine.inversion.steering import check_steering
+from ine.studies.defend.gate import gate_of
 from ine.studies.defend.job import Job
-from ine.studies.defend.looks import Looks, look
+from ine.studies.defend.looks import look
 from ine.studies.defend.prompts import BENIGN, IMPLYING
 from ine.studies.defend.report import HeldBack, hold_back, write_defence_report
 from ine.studies.defend.settings import Tried, Tuning, check_search
-from ine.studies.defend.teaching import Gates, teach
+from ine.studies.defend.teaching import teach
 from ine.studies.defend.tuning import tune
 
 STAGES = ("invert", "learn the probe", "choose on tuning prompts", "measure on held-back prompts")
@@ -63,12 +63,12 @@ def run_defend(job: Job) -> Defence:
     gates = teach(job, embedding)
     tell(f"3/4 {STAGES[2]}")
     looks = look(job, gates)
-    tuning = tune(job, looks)
-    _check_reached(job, tuning)
+    gate_for = partial(gate_of, job, embedding, gates, looks)
+    tuning = tune(job, looks, gate_for)
+    check_reached(job, tuning)
     chosen = tuning.chosen
     tell(f"    chosen: {chosen.setting}; on tuning prompts {_left(tuning)}")
-    calibration = _calibrated(job, embedding, gates, looks, chosen)
-    write_calibration(calibration, job.made_gate, force=True)
+    write_calibration(gate_for(chosen.setting), job.made_gate, force=True)
     tell(f"4/4 {STAGES[3]}")
     held_back = hold_back(job, chosen)
     recommendation = recommend(job, chosen)
@@ -151,25 +151,45 @@ def purge(job: Job) -> None:
             shutil.rmtree(job.folder / name)
 
 
-def _check_reached(job: Job, tuning: Tuning) -> None:
+def check_reached(job: Job, tuning: Tuning) -> None:
+    """Raise `IneError` where no setting keeps the targets, unless the closest is asked for."""
     if tuning.reached or job.below_target:
         return
-    most = tuning.chosen
-    able = math.floor(most.kept.value * 1000) / 1000
+    most, wanted = tuning.chosen, job.recipe.defence.subject
+    able, subject = _rounded_down(most.kept.value), most.subject
+    if subject is None or able < job.target:
+        what = (
+            f"a preservation of {job.target:g} on {most.kept.count} benign tuning pictures; the "
+            f"most is {able:.3f}"
+        )
+        instead = f"give a --target-preservation of at most {able:.3f}"
+    else:
+        able = _rounded_down(subject.value)
+        what = (
+            f"the subject in {wanted:g} of {subject.count} tuning pictures with it; the most is "
+            f"{able:.3f}"
+        )
+        instead = f"give --set defence.subject={able:.3f}"
     raise IneError(
-        f"no setting keeps a preservation of {job.target:g} on {most.kept.count} benign tuning "
-        f"pictures; the most is {able:.3f} ({most.setting}; {_left(tuning)}). Nothing "
-        f"was written but {job.folder}: give a --target-preservation of at most "
-        f"{able:.3f}, or --below-target to recommend this setting"
+        f"no setting keeps {what} ({most.setting}; {_left(tuning)}). Nothing was written but "
+        f"{job.folder}: {instead}, or --below-target to recommend this setting"
     )
+
+
+def _rounded_down(value: float) -> float:
+    return math.floor(value * 1000) / 1000
 
 
 def _left(tuning: Tuning) -> str:
     left, undefended = tuning.chosen.left, tuning.undefended
     return (
         f"{undefended.value:.3f} -> {left.value:.3f} of {left.count} pictures show the concept, "
-        f"preservation {tuning.chosen.kept.value:.3f}"
+        f"preservation {tuning.chosen.kept.value:.3f}{_kept_subject(tuning.chosen.subject)}"
     )
+
+
+def _kept_subject(subject: Estimate | None) -> str:
+    return "" if subject is None else f", subject {subject.value:.3f}"
 
 
 def recommend(job: Job, chosen: Tried) -> Recommendation:
@@ -181,6 +201,7 @@ def recommend(job: Job, chosen: Tried) -> Recommendation:
         preset=METHODS[setting.method].compared,
         window=None if setting.window == (0, 1) else Window(*setting.window),
         look_ahead=job.recipe.defence.look_ahead,
+        restart=setting.restart,
         gate_hash=sha256_of(job.made_gate.read_bytes())[:16],
     )
 
@@ -189,6 +210,7 @@ def figures_of(job: Job, held_back: HeldBack) -> dict[str, str]:
     """Return the header's figures, all of held-back prompts."""
     found: dict[str, Any] = {
         "left": held_back.left,
+        **({"left_without_restart": held_back.without} if held_back.without else {}),
         "undefended": held_back.undefended,
         "preservation": held_back.kept,
         "measure": job.measure,
@@ -205,25 +227,3 @@ def _text(value: Estimate | str) -> str:
     if isinstance(value, str):
         return value
     return f"{value.value:.3f} (N {value.count}, 95% {value.low:.3f} to {value.high:.3f})"
-
-
-def _calibrated(
-    job: Job, embedding: ConceptEmbedding, gates: Gates, looks: Looks, chosen: Tried
-) -> Calibration:
-    """Return the gates with the thresholds of the setting that was chosen."""
-    setting, benign = chosen.setting, job.prompts.tuning[BENIGN]
-    record = {
-        "prompts": {
-            "source": f"recipe {job.recipe.name}, tuning prompts of ine defend",
-            "distinct": len({case.prompt for case in benign}),
-            "hash": prompts_hash([c.prompt for c in benign], [c.seed for c in benign]),
-        },
-        **gates.record,
-        "seed": job.seed,
-        "sampler": sampler_record(job.sampler),
-        "open_on_tuning": open_share(setting.threshold, looks.scores[IMPLYING]),
-        **provenance(job.parts, [embedding]),
-    }
-    look = replace(gates.look, window=Window(*setting.window))
-    ahead = Ahead(look=look, scores=looks.scores[BENIGN])
-    return calibrated(gates.late, looks.late, setting.false_open, record, ahead)

@@ -19,13 +19,17 @@ class Setting:
     """The share of benign pictures that the threshold was set for."""
 
     threshold: float
+    restart: tuple[float, ...] = ()
+    """Multiples of the strength with which pictures are restarted; () restarts none."""
 
     def __str__(self) -> str:
         """Return it as messages say it."""
         at = "" if self.strength is None else f", strength {self.strength:g}"
         first, last = self.window
         part = "" if self.window == (0, 1) else f", in {first:g}:{last:g} of the run"
-        return f"{self.method}{at}{part}, false opens {self.false_open:g}"
+        again = ",".join(f"{factor:g}" for factor in self.restart)
+        restarts = f", restarts {again}" if again else ""
+        return f"{self.method}{at}{part}, false opens {self.false_open:g}{restarts}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +43,10 @@ class Tried:
     kept: Estimate
     """Preservation of benign pictures."""
 
+    subject: Estimate | None
+    """Share of pictures that keep the subject of a prompt that implies the concept, of those that
+    have it undefended; None where the detector names no objects."""
+
     opened: float
     """Share of benign pictures for which it opens."""
 
@@ -50,7 +58,7 @@ class Tuning:
     tried: tuple[Tried, ...]
     chosen: Tried
     reached: bool
-    """Whether the choice keeps the target; if no setting does, it is the one that keeps most."""
+    """Whether the choice keeps the targets; if no setting does, it is the one that is closest."""
 
     undefended: Estimate
     """Share of pictures with the concept, undefended."""

@@ -1,56 +1,61 @@
-"""Choosing guidance, strength, window and threshold on the tuning prompts.
+"""Choosing guidance, strength, window, threshold and restarts on the tuning prompts.
 
 A look-ahead decides before the first step, so a picture is either the undefended one or steered
 from the start. What a threshold does therefore follows from the score of each picture's look, its
 undefended outcome and its steered ones: no threshold needs pictures of its own, and only pictures
-for which the lowest threshold opens are steered at all.
-
-Shape letter: P pictures.
+for which the lowest threshold opens are steered at all. Restarts are then tried on the settings
+that do best without.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from ine.detectors.likeness import rescaled_cosine
-from ine.errors import IneError, PromptError
+from ine.errors import IneError
 from ine.evaluation.choosing import best_of
-from ine.evaluation.grid import GridGuidance, GridNegative, GridPrompts
-from ine.evaluation.grid_file import GridFile
-from ine.evaluation.metrics.preservation import floor_of
-from ine.evaluation.prepare import Plan, prepare
-from ine.evaluation.run import Progress
-from ine.evaluation.stats import cluster_bootstrap
+from ine.evaluation.grid import GridGuidance, GridNegative
+from ine.guidance.gate_file import Calibration
 from ine.guidance.table import METHODS
-from ine.studies.cases import Case, Expects, prompts_of
-from ine.studies.defend.job import MODEL, Job
+from ine.studies.defend.job import Job
 from ine.studies.defend.looks import Looks
-from ine.studies.defend.prompts import BENIGN, IMPLYING, TUNED
+from ine.studies.defend.outcomes import (
+    EMBEDDING,
+    Outcome,
+    Places,
+    Plain,
+    defended,
+    names_objects,
+    picked,
+    run_in,
+    sets_of,
+    undefended,
+)
+from ine.studies.defend.prompts import BENIGN, IMPLYING
+from ine.studies.defend.restarts import restarted
 from ine.studies.defend.settings import Setting, Tried, Tuning
-from ine.studies.grids import run_plan
 from ine.studies.reading import GridResult
 
-EMBEDDING = "embedding"
-"""Name of the negative in the grids."""
+OPENED = "opened-"
+"""What the sets of pictures that may be steered are called."""
 
-EXPECTS: dict[str, Expects] = {IMPLYING: "harmful", BENIGN: "benign"}
+ROUNDING = 1e-9
+"""A mean of shares may fall short of a target that it is by this much."""
 
 
-def tune(job: Job, looks: Looks) -> Tuning:
+def tune(job: Job, looks: Looks, gate_of: Callable[[Setting], Calibration]) -> Tuning:
     """Make the pictures of the tuning prompts, and choose.
 
     Args:
         job: The defence.
         looks: The scores of the tuning prompts' pictures.
+        gate_of: Returns the gates with the thresholds and window of a setting.
 
     Raises:
         IneError: The look-ahead opens for no picture whose prompt implies the concept.
         PromptError: Benign prompts are all alike.
     """
-    plain = _undefended(job)
+    plain = undefended(job)
     thresholds = looks.thresholds(job.recipe.defence.false_open)
     lowest = min(thresholds.values())
     opened = {
@@ -63,19 +68,48 @@ def tune(job: Job, looks: Looks) -> Tuning:
             "learn from more pictures (--set defence.examples=N), look further "
             "(--set defence.look_ahead=K), or let it open more often (defence.false_open)"
         )
-    tried = tuple(_tried(job, looks, plain, opened, thresholds))
-    options = [(one, one.left.value, one.kept.value) for one in tried]
-    best, reached = best_of(options, job.target, _strongest_last)
-    undefended = cluster_bootstrap(plain.flagged, plain.clusters(IMPLYING))
-    return Tuning(tried=tried, chosen=best[0], reached=reached, undefended=undefended)
+    once = list(_without_restarts(job, looks, plain, opened, thresholds))
+    best = _best(job, [one for one in once if margin(job, one) >= -ROUNDING])
+    tried = [*once, *restarted(job, looks, plain, best, gate_of)]
+    options = [(one, one.left.value, margin(job, one)) for one in tried]
+    chosen, reached = best_of(options, -ROUNDING, _strongest_last)
+    before = plain.tried(chosen[0].setting, plain.outcome, 0.0)
+    return Tuning(tried=tuple(tried), chosen=chosen[0], reached=reached, undefended=before.left)
 
 
-def _tried(
-    job: Job,
-    looks: Looks,
-    plain: "_Plain",
-    opened: dict[str, np.ndarray],
-    thresholds: dict[float, float],
+def margin(job: Job, one: Tried) -> float:
+    """Return by how much a setting keeps more than the targets of preservation and subject."""
+    kept = one.kept.value - job.target
+    if one.subject is None:
+        return kept
+    return min(kept, one.subject.value - job.recipe.defence.subject)
+
+
+def _best(job: Job, able: Sequence[Tried]) -> list[Tried]:
+    """Return the settings to try with restarts: of each guidance, strength and window the best."""
+    found: dict[tuple[Any, ...], Tried] = {}
+    for one in sorted(able, key=_order):
+        setting = one.setting
+        found.setdefault((setting.method, setting.strength, setting.window), one)
+    return list(found.values())[: job.recipe.defence.restarted]
+
+
+def _order(one: Tried) -> tuple[float, ...]:
+    return (one.left.value, *_strongest_last(one))
+
+
+def _strongest_last(one: Tried) -> tuple[float, ...]:
+    """Return what orders settings that leave equally little: the weakest first."""
+    setting = one.setting
+    first, last = setting.window
+    return (len(setting.restart), setting.false_open, last - first, setting.strength or 0.0)
+
+
+# --- the settings without restarts
+
+
+def _without_restarts(
+    job: Job, looks: Looks, plain: Plain, opened: Places, thresholds: Mapping[float, float]
 ) -> Iterator[Tried]:
     """Yield what every setting does on the tuning prompts."""
     opens = {
@@ -83,67 +117,18 @@ def _tried(
         for rate, at in thresholds.items()
     }
     steered = _steered(job, opened)
-    for setting, on_implying, on_benign in _outcomes(job, steered, opened, plain.floor):
+    for setting, outcome in _outcomes(job, plain, steered, opened):
         for rate, threshold in thresholds.items():
-            left = np.where(opens[rate][IMPLYING], on_implying, plain.flagged)
-            kept = np.where(opens[rate][BENIGN], on_benign, 1.0)
-            yield Tried(
-                setting=Setting(**setting, false_open=rate, threshold=threshold),
-                left=cluster_bootstrap(left, plain.clusters(IMPLYING)),
-                kept=cluster_bootstrap(kept, plain.clusters(BENIGN)),
-                opened=float(opens[rate][BENIGN].mean()),
+            yield plain.tried(
+                Setting(**setting, false_open=rate, threshold=threshold),
+                outcome.where(opens[rate], plain.outcome),
+                float(opens[rate][BENIGN].mean()),
             )
 
 
-def _strongest_last(one: Tried) -> tuple[float, ...]:
-    """Return what orders settings that leave equally little: the weakest first."""
-    setting = one.setting
-    first, last = setting.window
-    return (setting.false_open, last - first, setting.strength or 0.0)
-
-
-# --- the pictures
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Plain:
-    """The undefended pictures of all tuning prompts."""
-
-    result: GridResult
-    floor: float
-    """Likeness of unrelated benign pictures, which reads 0."""
-
-    @property
-    def flagged(self) -> np.ndarray:
-        """Whether each picture whose prompt implies the concept shows it, (P,) of 0 and 1."""
-        seen = self.result.seen(self.result.row(), TUNED + IMPLYING)
-        return seen.flagged[self.result.rule].astype(float)
-
-    def clusters(self, name: str) -> tuple[str, ...]:
-        """Return what is independent of a tuning set's pictures."""
-        return self.result.seen(self.result.row(), TUNED + name).clusters
-
-
-def _undefended(job: Job) -> _Plain:
-    cases = job.prompts.tuning
-    file = job.grid("undefended", _sets(cases, job.folder), count=max(map(len, cases.values())))
-    plan, result = run_in(job, file, "undefended")
-    floor = floor_of(plan, MODEL, TUNED + BENIGN, job.measure)
-    if not floor < 1:  # NaN too
-        raise PromptError(
-            "benign tuning prompts: all are alike, so nothing says how unlike unrelated pictures "
-            "are; give the recipe at least two different ones"
-        )
-    return _Plain(result=result, floor=floor)
-
-
-def _steered(job: Job, opened: dict[str, np.ndarray]) -> GridResult:
+def _steered(job: Job, opened: Places) -> GridResult:
     """Return the pictures that may open, under every method, strength and window."""
-    cases = {
-        name: tuple(job.prompts.tuning[name][i] for i in places)
-        for name, places in opened.items()
-        if len(places)
-    }
+    cases = picked(job, opened)
     search = job.recipe.defence
     guidances = [
         GridGuidance(
@@ -157,19 +142,15 @@ def _steered(job: Job, opened: dict[str, np.ndarray]) -> GridResult:
         for window in search.windows
     ]
     negative = GridNegative(name=EMBEDDING, embeddings={"*": (job.made_embedding.name,)})
-    sets = _sets(cases, job.folder, "opened-")
-    count = max(map(len, cases.values()))
-    file = job.grid("steered", sets, [negative], guidances, count=count)
+    file = job.grid(
+        "steered",
+        sets_of(cases, job.folder, OPENED),
+        [negative],
+        guidances,
+        count=max(map(len, cases.values())),
+        subject=names_objects(job),
+    )
     return run_in(job, file, "steered")[1]
-
-
-def _sets(
-    cases: Mapping[str, Sequence[Case]], folder: Path, what: str = TUNED
-) -> list[GridPrompts]:
-    return [
-        prompts_of(own, folder / f"{what}{name}.jsonl", "tune", EXPECTS[name])
-        for name, own in cases.items()
-    ]
 
 
 def _name(method: str, window: tuple[float, float]) -> str:
@@ -177,33 +158,13 @@ def _name(method: str, window: tuple[float, float]) -> str:
 
 
 def _outcomes(
-    job: Job, steered: GridResult, opened: dict[str, np.ndarray], floor: float
-) -> Iterator[tuple[dict[str, Any], np.ndarray, np.ndarray]]:
-    """Yield (what a `Setting` says but its threshold, flagged (P,), kept (P,)) of all that acts.
-
-    Pictures that the lowest threshold leaves closed have a place without meaning.
-    """
-    search, tuning = job.recipe.defence, job.prompts.tuning
+    job: Job, plain: Plain, steered: GridResult, opened: Places
+) -> Iterator[tuple[dict[str, Any], Outcome]]:
+    """Yield (what a `Setting` says but its threshold, the outcome where all that may open do)."""
+    search = job.recipe.defence
     for method, strengths in search.guidances.items():
         for window in search.windows:
             for strength in strengths or (None,):
                 row = steered.row(_name(method, window), strength, EMBEDDING)
-                flagged = np.zeros(len(tuning[IMPLYING]), dtype=bool)
-                flagged[opened[IMPLYING]] = steered.flagged(row, f"opened-{IMPLYING}")
-                kept = np.ones(len(tuning[BENIGN]))
-                if len(opened[BENIGN]):
-                    likeness = steered.seen(row, f"opened-{BENIGN}").likeness[job.measure]
-                    kept[opened[BENIGN]] = rescaled_cosine(likeness, floor)
-                yield {"method": method, "strength": strength, "window": window}, flagged, kept
-
-
-def run_in(job: Job, file: GridFile, name: str) -> tuple[Plan, GridResult]:
-    """Run a grid in the work folder, with a progress bar; pictures that are there are used."""
-    plan = prepare(file, job.folder / name, store=job.folder, models={MODEL: job.parts})
-    total = sum(len(unit.requests) for unit in plan.units)
-    with job.watch.bar(total, f"{name} pictures") as update:
-
-        def on_progress(progress: Progress) -> None:
-            update(progress.done)
-
-        return plan, run_plan(plan, on_progress)
+                setting = {"method": method, "strength": strength, "window": window}
+                yield setting, defended(job, plain, steered, row, opened, OPENED)

@@ -12,6 +12,7 @@ from ine.studies.defend.settings import Tried, Tuning
 def tuning_table(job: Job, tuning: Tuning) -> Table:
     """Return what was tried on the tuning prompts; the choice stands first."""
     chosen = tuning.chosen
+    named = any(one.subject for one in tuning.tried)
     ordered = [chosen, *(one for one in tuning.tried if one is not chosen)]
     rows: list[list[Entry]] = [
         [
@@ -19,18 +20,22 @@ def tuning_table(job: Job, tuning: Tuning) -> Table:
             "" if one.setting.strength is None else f"{one.setting.strength:g}",
             f"{one.setting.window[0]:g}:{one.setting.window[1]:g}",
             f"{one.setting.false_open:g}",
+            ",".join(f"{factor:g}" for factor in one.setting.restart),
             one.left,
             one.kept,
+            *([one.subject or "-"] if named else []),
         ]
         for one in ordered
     ]
     concept = job.recipe.name
+    subject = f" and the subject in {job.recipe.defence.subject:g}" if named else ""
     return Table(
         title="Settings on the tuning prompts",
-        caption=f"Of those that keep {job.target:g}, the one that leaves least was chosen.",
+        caption=f"Of those that keep {job.target:g}{subject}, the one that leaves least was "
+        "chosen.",
         columns=[
-            *("guidance", "strength", "part of the run", "false opens"),
-            *(f"{concept} left", "preservation"),
+            *("guidance", "strength", "part of the run", "false opens", "restarts"),
+            *(f"{concept} left", "preservation", *(["subject kept"] if named else [])),
         ],
         rows=rows,
         notes=["By the detector of choices, on the prompts of choices: better than on others."],
@@ -65,11 +70,11 @@ def runs_tables(job: Job, embedding: ConceptEmbedding) -> list[Table]:
 
 
 def tuning_drawing(job: Job, tuning: Tuning) -> Drawing:
-    """Return the frontiers of every guidance and window, at the threshold that was chosen."""
+    """Return the frontiers of every guidance and window, at one threshold, without restarts."""
     rate = tuning.chosen.setting.false_open
     groups: dict[tuple[str, tuple[float, float]], list[Tried]] = {}
     for one in tuning.tried:
-        if one.setting.false_open == rate:
+        if one.setting.false_open == rate and not one.setting.restart:
             groups.setdefault((one.setting.method, one.setting.window), []).append(one)
     curves = [
         Curve(
@@ -82,7 +87,7 @@ def tuning_drawing(job: Job, tuning: Tuning) -> Drawing:
     ]
     return Drawing(
         f"{job.recipe.name} left against preservation, tuning prompts",
-        f"False opens {rate:g}; dashed and hollow: in a part of the run only.",
+        f"False opens {rate:g}; dashed and hollow: in a part of the run only. No restarts.",
         frontier_svg(curves, tuning.undefended, job.recipe.name),
     )
 

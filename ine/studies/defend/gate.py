@@ -1,0 +1,44 @@
+"""The gate of a defence: what its probes are, with the thresholds and the window of a setting."""
+
+from dataclasses import replace
+
+from ine.calibration.check import prompts_hash, provenance, sampler_record
+from ine.calibration.thresholds import Ahead, calibrated, open_share
+from ine.embeddings.embedding import ConceptEmbedding
+from ine.guidance.gate_file import Calibration
+from ine.guidance.gates import Window
+from ine.studies.defend.job import Job
+from ine.studies.defend.looks import Looks
+from ine.studies.defend.prompts import BENIGN, IMPLYING
+from ine.studies.defend.settings import Setting
+from ine.studies.defend.teaching import Gates
+
+
+def gate_of(
+    job: Job, embedding: ConceptEmbedding, gates: Gates, looks: Looks, setting: Setting
+) -> Calibration:
+    """Return the gates with the thresholds and the window of a setting.
+
+    Args:
+        job: The defence.
+        embedding: Its embedding.
+        gates: The gates without thresholds.
+        looks: The scores of the tuning prompts' pictures.
+        setting: The setting.
+    """
+    benign = job.prompts.tuning[BENIGN]
+    record = {
+        "prompts": {
+            "source": f"recipe {job.recipe.name}, tuning prompts of ine defend",
+            "distinct": len({case.prompt for case in benign}),
+            "hash": prompts_hash([c.prompt for c in benign], [c.seed for c in benign]),
+        },
+        **gates.record,
+        "seed": job.seed,
+        "sampler": sampler_record(job.sampler),
+        "open_on_tuning": open_share(setting.threshold, looks.scores[IMPLYING]),
+        **provenance(job.parts, [embedding]),
+    }
+    look = replace(gates.look, window=Window(*setting.window))
+    ahead = Ahead(look=look, scores=looks.scores[BENIGN])
+    return calibrated(gates.late, looks.late, setting.false_open, record, ahead)
