@@ -89,6 +89,11 @@ class UNetQuery:
     at: Point | None = None
     """Where, if not at the step's own latents and timestep; the same in all queries of a call."""
 
+    offset: Condition | None = None
+    """What sets the condition apart from the prompts', one row, where it is theirs moved: the user
+    of a pipeline may exchange prompts within a run, and the offset is then added to the new ones.
+    The name of such a query begins with "positive"."""
+
     @classmethod
     def of(
         cls,
@@ -96,12 +101,13 @@ class UNetQuery:
         condition: Condition,
         pictures: Sequence[int] | None,
         at: Point | None = None,
+        offset: Condition | None = None,
     ) -> "UNetQuery":
         """Return the query for some pictures, given the condition of the whole batch."""
         if pictures is None:
-            return cls(name, condition, None, at)
+            return cls(name, condition, None, at, offset)
         chosen = condition if len(condition) == 1 else condition.rows(list(pictures))
-        return cls(name, chosen, tuple(pictures), at)
+        return cls(name, chosen, tuple(pictures), at, offset)
 
 
 QueryUNet = Callable[[Sequence[UNetQuery]], Mapping[str, torch.Tensor]]

@@ -75,6 +75,11 @@ METHODS = {
             place="ine.guidance.additive:Additive",
             strengths=(1.0, 2.0, 3.0, 4.0, 7.0),
         ),
+        MethodRow(
+            name="contextual",
+            place="ine.guidance.contextual:Contextual",
+            strengths=(1.0, 2.0, 3.0, 4.0, 6.0),
+        ),
         # All of "max" but s_S; it is a gain that saturates, so the steps are wide.
         MethodRow(
             name="sld",

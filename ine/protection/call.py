@@ -69,7 +69,8 @@ class Call:
             queries: At one place. Those whose name begins with "positive" are asked on the
                 conditional rows, all others on the unconditional ones.
             known: Outputs by name, B rows, that are not asked again.
-            current: Conditions by name, B rows, in the place of the queries' own.
+            current: Conditions by name, B rows, in the place of the queries' own; those of the
+                prompts, "positive", are among them.
         """
         out: dict[str, torch.Tensor] = {}
         point = point_of(queries)
@@ -84,6 +85,8 @@ class Call:
             rows = [self.row(half, i) for i in pictures]
             if query.name in current:
                 condition = current[query.name].rows(pictures)
+            elif query.offset is not None:
+                condition = current["positive"].rows(pictures).moved(query.offset)
             else:
                 condition = query.condition.repeat(len(rows))
             length = condition.states.shape[1]

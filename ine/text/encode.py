@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch.nn.functional import pad
 
 from ine.embeddings.embedding import ConceptEmbedding
 from ine.errors import IneError
@@ -56,6 +57,27 @@ class Condition:
         if len(self) != 1:
             raise ValueError(f"a condition of {len(self)} rows cannot be asked of {count} pictures")
         return self.rows([0] * count)
+
+    def moved(self, offset: "Condition") -> "Condition":
+        """Return the condition with an offset added to its text.
+
+        Args:
+            offset: States (1, L', D) with L' <= L, added to the first L' tokens; pooled states
+                (1, P), or None to leave these as they are.
+
+        Raises:
+            IneError: The offset has more tokens.
+        """
+        missing = self.states.shape[1] - offset.states.shape[1]
+        if missing < 0:
+            raise IneError(
+                f"the prompts have {self.states.shape[1]} tokens of text states and what is to be "
+                f"added has {offset.states.shape[1]}; encode prompts to the encoder's full length"
+            )
+        states = self.states + pad(offset.states, (0, 0, 0, missing)).to(self.states)
+        if self.pooled is None or offset.pooled is None:
+            return replace(self, states=states)
+        return replace(self, states=states, pooled=self.pooled + offset.pooled.to(self.pooled))
 
     def __len__(self) -> int:
         """Return the number of prompts."""
