@@ -181,7 +181,7 @@ class DefenceSearch(Section):
     """What `ine defend` tries, and on how many pictures; no part of the recipe's hash."""
 
     guidances: Annotated[dict[str, tuple[Strength, ...]], Field(min_length=1)] = Field(
-        default_factory=lambda: {"cfg": (), "additive": (3.0, 5.0, 8.0, 12.0)}
+        default_factory=lambda: {"additive": (5.0, 8.0, 12.0), "contextual": (4.0, 6.0, 8.0)}
     )
     """{guidance: strengths}; () is the method's own strength."""
 
@@ -191,17 +191,20 @@ class DefenceSearch(Section):
     )
     """Parts of the run in which a picture that opens is steered."""
 
-    restarts: tuple[Annotated[tuple[Multiple, ...], Field(min_length=1)], ...] = ((1.0, 2.0),)
+    restarts: tuple[Annotated[tuple[Multiple, ...], Field(min_length=1)], ...] = (
+        (1.0, 1.5),
+        (1.0, 2.0),
+    )
     """Ladders of restarts, multiples of the strength; each is tried on the best settings."""
 
-    restarted: Count = 3
+    restarted: Count = 2
     """How many of the settings without restarts, the best first, are tried with them."""
 
-    subject: Share = 0.97
+    subject: Share = 0.95
     """Least share of pictures that keep the subject of a prompt that implies the concept, of those
     that have it undefended. Asked where the rule's detector names objects."""
 
-    false_open: Annotated[tuple[OpenShare, ...], Field(min_length=1)] = (0.01, 0.02, 0.05, 0.1)
+    false_open: Annotated[tuple[OpenShare, ...], Field(min_length=1)] = (0.01, 0.02, 0.05)
     """Shares of benign pictures for which the look-ahead may open; each gives a threshold."""
 
     look_ahead: Annotated[int, Field(ge=1, le=50)] = 8
