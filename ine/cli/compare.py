@@ -52,7 +52,7 @@ log = logging.getLogger("ine")
     multiple=True,
     metavar="NAME",
     help="Method to compare: cfg, additive, sld, safree, vl-dnp; may be repeated. Without any: "
-    "the first four.",
+    "the first five.",
 )
 @click.option(
     "--strengths",

@@ -61,7 +61,7 @@ class PerConcept(Method):
             if guidance.reads_prompts:
                 raise IneError(
                     f"several concepts: {type(guidance).__name__} rewrites the prompts, so that it "
-                    "cannot be added to another guidance; use additive, cfg or sld"
+                    "cannot be added to another guidance; use additive, contextual, cfg or sld"
                 )
             if guidance.split()[1] is not None:
                 raise IneError("several concepts share one gate; give guidances without gates")
