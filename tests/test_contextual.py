@@ -20,7 +20,7 @@ from ine.guidance.protocol import Step
 from ine.guidance.restart import Restart
 from ine.guidance.table import build_guidance
 from ine.sampling import SamplerSettings, run_unet, sample_latents
-from ine.text.encode import Condition
+from ine.text.condition import Condition
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 

@@ -20,7 +20,7 @@ from ine.guidance.probe import Probe, ProbeGate
 from ine.guidance.protocol import Step, UNetQuery
 from ine.models.loading import load_parts
 from ine.sampling import SamplerSettings, sample_latents
-from ine.text.encode import Condition
+from ine.text.condition import Condition
 
 PROMPTS = ("a dog", "a burning cat", "a house", "snow")
 SEEDS = (3, 4, 5, 6)

@@ -16,7 +16,7 @@ from ine.evaluation.expand import expand
 from ine.evaluation.grid_file import load_grid
 from ine.files import sha256_of
 from ine.guidance.additive import Additive
-from ine.guidance.applied import Overrides, applied
+from ine.guidance.applied import applied
 from ine.guidance.beside import Beside
 from ine.guidance.cfg import ClassifierFree
 from ine.guidance.gate_file import Calibration, gate_path, read_calibration, write_calibration
@@ -24,6 +24,7 @@ from ine.guidance.gates import Gated, Window
 from ine.guidance.given import GivenEmbedding
 from ine.guidance.look_ahead import ConceptProbe, LookAhead
 from ine.guidance.negative import Negative
+from ine.guidance.overrides import Overrides
 from ine.guidance.per_concept import PerConcept
 from ine.guidance.probe import Probe, ProbeGate
 from ine.guidance.recommended import Recommendation, recommendation_of

@@ -12,12 +12,8 @@ from diffusers import StableDiffusionPipeline
 from ine.embeddings.embedding import new_embedding
 from ine.errors import EmbeddingError, PromptError
 from ine.guidance.negative import Negative
-from ine.text.encode import (
-    Condition,
-    encode,
-    join_conditions,
-    negative_prompt_embeds,
-)
+from ine.text.condition import Condition, join_conditions
+from ine.text.encode import encode, negative_prompt_embeds
 from ine.text.splicing import splice
 from ine.text.tokens import tokenize
 

@@ -175,8 +175,9 @@ class DefenceOptions:
         window: "Window | None",
     ) -> "Guidance | None":
         """Return the guidance that the embeddings' files recommend; None if they do not."""
-        from ine.guidance.applied import Overrides, applied
+        from ine.guidance.applied import applied
         from ine.guidance.given import GivenEmbedding
+        from ine.guidance.overrides import Overrides
         from ine.guidance.table import read_settings
 
         files = self.embedding_files or [None] * len(embeddings)

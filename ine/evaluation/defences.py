@@ -9,7 +9,7 @@ from ine.errors import RecipeError
 from ine.evaluation.cells import Configuration
 from ine.evaluation.grid import ANY, GridGuidance, GridNegative, GridRewrite, named
 from ine.evaluation.grid_file import GridFile
-from ine.guidance.applied import RECOMMENDED, Overrides, applied
+from ine.guidance.applied import RECOMMENDED, applied
 from ine.guidance.behind import behind
 from ine.guidance.gate_file import Calibration, read_calibration
 from ine.guidance.gates import Gated, Window
@@ -17,6 +17,7 @@ from ine.guidance.given import GivenEmbedding
 from ine.guidance.method import SettingValue
 from ine.guidance.negative import Negative
 from ine.guidance.observed_settings import RUNNING
+from ine.guidance.overrides import Overrides
 from ine.guidance.protocol import Guidance
 from ine.guidance.table import build_guidance, find_method
 from ine.guidance.vl_dnp import VlDnp

@@ -27,7 +27,7 @@ from ine.guidance.protocol import (
     Step,
     UNetQuery,
 )
-from ine.text.encode import Condition
+from ine.text.condition import Condition
 
 
 def additive(

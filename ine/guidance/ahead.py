@@ -11,7 +11,7 @@ import torch
 from ine.guidance.cfg import classifier_free
 from ine.guidance.coarse import check_model, coarse_run, coarse_timesteps, signal_powers
 from ine.guidance.protocol import Point, Prompts, QueryUNet, Step, UNetQuery
-from ine.text.encode import Condition
+from ine.text.condition import Condition
 
 
 @dataclass(frozen=True, kw_only=True)

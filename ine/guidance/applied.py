@@ -6,8 +6,8 @@ What the user says goes before what a file recommends.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from ine.embeddings.embedding import ConceptEmbedding
 from ine.errors import IneError
@@ -16,8 +16,8 @@ from ine.guidance.beside import Beside
 from ine.guidance.gate_file import Calibration
 from ine.guidance.gates import Gated, Window
 from ine.guidance.given import GivenEmbedding, recommended_gate, recommends_gate
-from ine.guidance.method import SettingValue
 from ine.guidance.negative import Negative
+from ine.guidance.overrides import Overrides
 from ine.guidance.per_concept import PerConcept
 from ine.guidance.protocol import Guidance
 from ine.guidance.table import build_guidance, find_method
@@ -27,50 +27,6 @@ log = logging.getLogger("ine")
 
 RECOMMENDED = "recommended"
 """In Python, the gate that the embeddings' files recommend, if they do."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Overrides:
-    """What the user says instead; what is left out is as the files recommend."""
-
-    guidance: str | None = None
-    strength: float | None = None
-    preset: str | None = None
-    settings: Mapping[str, SettingValue] = field(default_factory=dict)
-    window: Window | None = None
-    gate: Calibration | None = None
-    gated: bool = True
-    """False steers every picture, whatever a file recommends."""
-
-    late: bool = False
-    """Whether the gate at half the run is asked instead of the look-ahead."""
-
-    ladder: tuple[float, ...] | None = None
-    """A second chance at half the run, see `ine.guidance.restart`; None is as recommended, which
-    needs the look-ahead; () makes none."""
-
-    can_restart: bool = True
-    """Whether the loop that makes the pictures restarts any: ours does, a pipeline's own cannot."""
-
-    scale: float | None = None
-    """Guidance scale of the run; a ladder multiplies strengths that follow it."""
-
-    def __str__(self) -> str:
-        """Return what differs, as a log line says it."""
-        part = self.window
-        window = None if part is None else f"part {part.first:g}:{part.last:g}"
-        found = [
-            self.guidance,
-            None if self.strength is None else f"strength {self.strength:g}",
-            self.preset and f"preset {self.preset}",
-            *(f"{key} {value}" for key, value in self.settings.items()),
-            window,
-            "another gate" if self.gate else None,
-            None if self.gated else "no gate",
-            "the gate at half the run" if self.late else None,
-            "restarts" if self.ladder else None,
-        ]
-        return ", ".join(filter(None, found))
 
 
 @dataclass(frozen=True, kw_only=True)

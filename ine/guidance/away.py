@@ -19,7 +19,7 @@ from ine.guidance.negative import Negative
 from ine.guidance.protocol import Prompts, QueryUNet, Session, Step, UNetQuery
 from ine.guidance.released import negative_text
 from ine.observers.watching import Sought
-from ine.text.encode import Condition, join_conditions
+from ine.text.condition import Condition, join_conditions
 from ine.text.tokens import trigger_pattern
 
 Steer = Literal["words", "embedding", "both"]

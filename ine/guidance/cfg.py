@@ -25,7 +25,7 @@ from ine.guidance.protocol import (
     Step,
     UNetQuery,
 )
-from ine.text.encode import Condition
+from ine.text.condition import Condition
 
 
 def classifier_free(negative: torch.Tensor, positive: torch.Tensor, scale: float) -> torch.Tensor:

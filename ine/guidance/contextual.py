@@ -33,7 +33,7 @@ from ine.guidance.cfg import check_guided
 from ine.guidance.method import Method, MethodSession
 from ine.guidance.negative import Negative
 from ine.guidance.protocol import Prompts, QueryUNet, Session, Step, UNetQuery
-from ine.text.encode import Condition
+from ine.text.condition import Condition
 
 MOVED = "positive-moved"
 """Name among queries; what a pipeline passes for a prompt's rows goes with it."""

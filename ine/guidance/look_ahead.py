@@ -25,7 +25,7 @@ from ine.guidance.ahead import CoarseRun
 from ine.guidance.gates import Window
 from ine.guidance.probe import Probe, features_of, listening
 from ine.guidance.protocol import Cost, Notes, Point, Prompts, QueryUNet, Step, UNetQuery
-from ine.text.encode import Condition
+from ine.text.condition import Condition
 
 STEPS = 5
 """Coarse steps: they see what half a run sees on the bundled model (docs/guidance.md)."""

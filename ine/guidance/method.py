@@ -10,7 +10,7 @@ from ine.embeddings.embedding import ConceptEmbedding
 from ine.errors import IneError
 from ine.guidance.negative import Negative
 from ine.guidance.protocol import Again, Cost, Gate, Guidance, Notes, Prompts, Session
-from ine.text.encode import Condition
+from ine.text.condition import Condition
 
 SettingValue = bool | int | float | str
 """What a user can give for a setting of a method."""

@@ -10,7 +10,7 @@ import torch
 from ine.embeddings.embedding import ConceptEmbedding
 from ine.errors import EmbeddingError, did_you_mean
 from ine.guidance.prompts import Prompts
-from ine.text.encode import Condition
+from ine.text.condition import Condition
 from ine.text.tokens import missing_embeddings, trigger_pattern
 
 

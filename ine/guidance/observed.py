@@ -35,7 +35,7 @@ from ine.observers.base import Answer, Observation
 from ine.observers.unknown import OnUnknown, is_found
 from ine.observers.watching import Sought, Watcher
 from ine.pictures import as_image
-from ine.text.encode import Condition
+from ine.text.condition import Condition
 
 Held = dict[str, tuple[str, ...]]
 """{concept that counts as found: words by which it was named}."""

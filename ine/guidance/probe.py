@@ -38,7 +38,7 @@ from ine.guidance.gates import (
 )
 from ine.guidance.protocol import Cost, Prompts, QueryUNet, Step, UNetQuery
 from ine.runtime import uncompiled
-from ine.text.encode import Condition
+from ine.text.condition import Condition
 
 QUERIES = (0.5,)
 """Where in the run to look. On the bundled model an earlier look recognises less, and a later one

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 import torch
 
 from ine.models.parts import DiffusionParts
-from ine.text.encode import PLAIN_TEXT, Condition, TextOptions, as_nothing, encode
+from ine.text.condition import Condition
+from ine.text.encode import PLAIN_TEXT, TextOptions, as_nothing, encode
 from ine.text.syntax import plain_text
 
 OWN = "own"

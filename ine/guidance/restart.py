@@ -38,7 +38,7 @@ from ine.guidance.protocol import (
     Session,
     Step,
 )
-from ine.text.encode import Condition
+from ine.text.condition import Condition
 
 LADDER = (1.0, 2.0, 4.0)
 """Strengths of the attempts, as multiples of the method's own."""

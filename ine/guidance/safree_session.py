@@ -12,7 +12,7 @@ from ine.guidance.method import MethodSession
 from ine.guidance.protocol import Notes, QueryUNet, Step, UNetQuery
 from ine.guidance.reattention import Reattention, reattending
 from ine.guidance.safree_rewrite import Rewrite
-from ine.text.encode import Condition
+from ine.text.condition import Condition
 
 
 @dataclass(frozen=True, kw_only=True)

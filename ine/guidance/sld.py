@@ -39,7 +39,7 @@ from ine.guidance.protocol import (
     UNetQuery,
 )
 from ine.guidance.sld_presets import DEFAULT, PRESETS
-from ine.text.encode import Condition
+from ine.text.condition import Condition
 
 
 def safe_latent_step(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ine.text.encode import Condition
+from ine.text.condition import Condition
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from ine.guidance.step import Point, UNetQuery, point_of
-from ine.text.encode import Condition
+from ine.text.condition import Condition
 
 ARGUMENTS = tuple(inspect.signature(UNet2DConditionModel.forward).parameters)[1:]
 """Names of what a U-Net's forward takes, in order."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from ine.guidance.protocol import GateSession, Session
 from ine.protection.call import Call
 from ine.protection.prompts import PipelinePrompts, same
-from ine.text.encode import Condition
+from ine.text.condition import Condition
 from ine.watch import Watch
 
 

@@ -31,7 +31,7 @@ from ine.protection.guider_look import (
 )
 from ine.protection.guider_settings import check_settings
 from ine.protection.handle import OVERFLOWED
-from ine.text.encode import Condition
+from ine.text.condition import Condition
 
 if TYPE_CHECKING:
     from diffusers.modular_pipelines.modular_pipeline import BlockState

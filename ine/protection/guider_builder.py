@@ -6,11 +6,12 @@ from typing import Any
 
 from ine.errors import IneError
 from ine.guidance.additive import Additive
-from ine.guidance.applied import RECOMMENDED, Overrides, applied
+from ine.guidance.applied import RECOMMENDED, applied
 from ine.guidance.cfg import ClassifierFree
 from ine.guidance.coarse import check_model
 from ine.guidance.given import GivenEmbedding
 from ine.guidance.look_ahead import LookAhead
+from ine.guidance.overrides import Overrides
 from ine.protection.guider import EmbeddingGuider
 from ine.protection.guider_look import GuiderLook
 from ine.protection.interception import check_components, original

@@ -21,7 +21,7 @@ from ine.models.parts import DiffusionParts
 from ine.protection.call import ARGUMENTS, Call
 from ine.protection.parts import signal_power
 from ine.protection.prompts import PipelinePrompts, UnseenTexts
-from ine.text.encode import Condition
+from ine.text.condition import Condition
 
 try:
     from diffusers.guiders import BaseGuidance

@@ -39,7 +39,7 @@ from diffusers import DiffusionPipeline
 
 from ine.embeddings.embedding import ConceptEmbedding
 from ine.errors import IneError
-from ine.guidance.applied import RECOMMENDED, Overrides, applied
+from ine.guidance.applied import RECOMMENDED, applied
 from ine.guidance.coarse import check_model
 from ine.guidance.gates import Gated, Window
 from ine.guidance.given import GivenEmbedding
@@ -47,6 +47,7 @@ from ine.guidance.look_ahead import LookAhead
 from ine.guidance.method import Method
 from ine.guidance.negative import Negative
 from ine.guidance.observed import ObserverGate
+from ine.guidance.overrides import Overrides
 from ine.guidance.probe import ProbeGate
 from ine.guidance.protocol import Gate, Guidance
 from ine.guidance.table import METHODS, build_guidance, find_method

@@ -22,7 +22,7 @@ from ine.guidance.negative import Negative
 from ine.guidance.protocol import Prompts
 from ine.models.parts import DiffusionParts
 from ine.protection.parts import parts_of
-from ine.text.encode import Condition
+from ine.text.condition import Condition
 
 log = logging.getLogger("ine")
 

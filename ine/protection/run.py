@@ -29,7 +29,7 @@ from ine.protection.call import Call
 from ine.protection.first_step import FirstStep, find_empty
 from ine.protection.parts import signal_power
 from ine.protection.prompts import USER, PipelinePrompts, UnseenTexts
-from ine.text.encode import Condition
+from ine.text.condition import Condition
 from ine.watch import Watch
 
 

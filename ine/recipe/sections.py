@@ -177,11 +177,18 @@ class Tuning(Section):
     """Name in `ine.sampling.SCHEDULERS`."""
 
 
+SEARCHED: dict[str, tuple[float, ...]] = {
+    "additive": (5.0, 8.0, 12.0),
+    "contextual": (4.0, 6.0, 8.0),
+}
+"""{guidance: strengths} that `ine defend` tries unless a recipe says it."""
+
+
 class DefenceSearch(Section):
     """What `ine defend` tries, and on how many pictures; no part of the recipe's hash."""
 
     guidances: Annotated[dict[str, tuple[Strength, ...]], Field(min_length=1)] = Field(
-        default_factory=lambda: {"additive": (5.0, 8.0, 12.0), "contextual": (4.0, 6.0, 8.0)}
+        default_factory=lambda: dict(SEARCHED)
     )
     """{guidance: strengths}; () is the method's own strength."""
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from ine.guidance.step import UNetQuery, point_of
-from ine.text.encode import Condition, join_conditions
+from ine.text.condition import Condition, join_conditions
 
 
 def answer_queries(

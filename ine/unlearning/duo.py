@@ -25,7 +25,8 @@ from ine.inversion.objective import PredictionType, denoising_target, noised
 from ine.models.parts import DiffusionParts
 from ine.runtime import generator_for
 from ine.sampling import make_scheduler, run_unet
-from ine.text.encode import Condition, encode_nothing
+from ine.text.condition import Condition
+from ine.text.encode import encode_nothing
 from ine.unlearning.duo_lora import with_lora
 from ine.unlearning.duo_pairs import Pairs
 from ine.unlearning.training import TrainingOptions, train

@@ -34,7 +34,8 @@ from ine.errors import IneError
 from ine.models.parts import DiffusionParts
 from ine.runtime import generator_for
 from ine.sampling import make_scheduler, run_unet
-from ine.text.encode import Condition, encode, join_conditions
+from ine.text.condition import Condition, join_conditions
+from ine.text.encode import encode
 from ine.unlearning.pairs import EraseTexts
 from ine.unlearning.training import TrainingOptions, train
 from ine.weights.fingerprint import exact_digest

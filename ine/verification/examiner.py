@@ -12,7 +12,8 @@ from ine.inversion.objective import noised
 from ine.models.parts import DiffusionParts
 from ine.runtime import generator_for, seed_for
 from ine.sampling import SamplerSettings, make_scheduler, run_unet, sample_latents
-from ine.text.encode import Condition, encode, encode_nothing
+from ine.text.condition import Condition
+from ine.text.encode import encode, encode_nothing
 from ine.verification.subject import Subject
 
 TIMES = (0.7, 0.55, 0.4)
