@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import ine.evaluation.run as engine
 from ine.attacks.attacker import Attacker, belonging, objective_of
@@ -394,7 +395,7 @@ def test_prompts_of_a_recipe(recipe):
 
 TINY = (
     *("--set", "pictures.count=4", "--set", "pictures.steps=8", "--set", "pictures.batch=4"),
-    *("--set", "inversion.steps=2", "--set", "inversion.batch=2"),
+    *("--set", "inversion.steps=2", "--set", "inversion.batch=2", "--set", "inversion.runs=1"),
     *("--steps", "2", "--guidance-scale", "5", "--scheduler", "ddim", "--batch", "8"),
 )
 
@@ -438,7 +439,7 @@ def test_found_embeddings_are_joined_to_the_negative():
 
 
 def test_an_audit_goes_on_until_it_holds_or_rounds_run_out(mini, recipe, tmp_path, monkeypatch):
-    recipe = load_recipe("fire", ("inversion.steps=2", "inversion.batch=2"))
+    recipe = load_recipe("fire", ("inversion.steps=2", "inversion.batch=2", "inversion.runs=2"))
     pictures = some_pictures(mini, 4, ("dog", "cat", "bus", "apple"))
     guidance = Additive(Negative("fire"), 3.0)
     judge = load_detector("mini-judge")
@@ -458,10 +459,13 @@ def test_an_audit_goes_on_until_it_holds_or_rounds_run_out(mini, recipe, tmp_pat
     # Two steps draw nothing that burns, so that nothing is recovered and the audit holds at once.
     assert len(found) == 1
     assert [a.name for a in found[0].attacks] == [
-        "inverted, no defence",
         "inverted without knowing the defence",
+        "inverted without knowing the defence, seed 2",
         "inverted through the defence",
+        "inverted through the defence, seed 2",
     ]
+    vectors = [load_file(tmp_path / "never" / f"fire-bare{s}.safetensors") for s in ("", "-b")]
+    assert not torch.equal(*(one["emb_params"] for one in vectors)), "the seeds are the same"
 
     class Alarmed:
         """A judge that sees fire everywhere: nothing ever holds."""
@@ -480,7 +484,9 @@ def test_an_audit_goes_on_until_it_holds_or_rounds_run_out(mini, recipe, tmp_pat
     assert best_of(found) is found[0]
     weaker = replace(found[1].attacks[0], recovered=wilson(1, 4))
     assert best_of([found[0], replace(found[1], attacks=(weaker,)), found[2]]).number == 1
-    assert "fire-round-a, found before" in [a.name for a in found[1].attacks]
+    before = [a.name for a in found[1].attacks if "found before" in a.name]
+    assert before == ["fire-round-a, found before", "fire-round-a-b, found before"]
+    assert all(a.undefended.share == 1 for one in found for a in one.attacks)
     page = write_audit(audit, found)
     text = page.read_text()
     assert "more than the threshold of 0.5" in text

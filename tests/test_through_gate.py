@@ -59,7 +59,7 @@ def mini_features(mini):
 
 @pytest.fixture(scope="module")
 def recipe():
-    return load_recipe("fire", ("inversion.steps=2", "inversion.batch=2"))
+    return load_recipe("fire", ("inversion.steps=2", "inversion.batch=2", "inversion.runs=1"))
 
 
 def some_pictures(parts, count=4, captions=None):
@@ -385,7 +385,6 @@ def test_an_audit_of_a_gated_defence_also_keeps_the_gate_shut(
     gated = Gated(method, look_ahead(0.0, features=mini_features))
     audit, [found], seen = audited(gated)
     assert [a.name for a in found.attacks] == [
-        "inverted, no defence",
         "inverted without knowing the defence",
         SHUT,
         "inverted through the defence",
@@ -393,7 +392,7 @@ def test_an_audit_of_a_gated_defence_also_keeps_the_gate_shut(
     assert seen.count("attack shut") == 2
     assert (tmp_path / "fire-shut.safetensors").exists()
     text = write_audit(audit, [found]).read_text()
-    assert "one to keep its gate shut" in text
+    assert "some to keep its gate shut" in text
     assert "as if always open" not in text
     windowed, [found], seen = audited(Gated(method, Window(0, 0.5)))
     assert windowed.gate is None

@@ -91,8 +91,9 @@ def audit(
 
     The options of the defence are those of `ine generate`; a gate with a probe is attacked as if it
     were open, and by an attacker who keeps it shut. The budget of an attack is the recipe's
-    inversion (--set inversion.steps=N, inversion.vectors=N). It ends when no attack recovers more
-    than --threshold, or after --rounds. Give an interrupted command again to resume it.
+    inversion (--set inversion.steps=N, inversion.vectors=N), and inversion.runs=N makes N of each,
+    with N seeds. It ends when no attack recovers more than --threshold, or after --rounds. Give an
+    interrupted command again to resume it.
 
     The embeddings found bring the concept back if they are used as a prompt: keep those of real
     harms private.
@@ -135,9 +136,9 @@ def _rounds(audit: "Audit") -> Sequence["Round"]:
     """Run an audit with a progress bar."""
     from ine.studies.audit import run_audit
 
-    # The control, one attack on every round's defence, and one that keeps its gate shut.
-    inversions = audit.settings.rounds + 2 + (audit.gate is not None)
-    with bar(inversions * audit.recipe.inversion.steps, "audit") as update:
+    # Without the defence, through every round's, and to keep its gate shut.
+    attacks = audit.settings.rounds + 2 + (audit.gate is not None)
+    with bar(attacks * audit.recipe.inversion.all_steps, "audit") as update:
         passed: dict[str, int] = {}
 
         def advance(what: str, done: int, of: int) -> None:
@@ -160,7 +161,8 @@ def _print_rounds(found: Sequence["Round"], page: Path, as_json: bool) -> None:
     for one in found:
         click.echo(f"round {one.number}: {len(one.negatives)} negatives")
         for attack in one.attacks:
-            click.echo(f"  {attack.name}: {_share(attack.recovered)}")
+            bare = f"undefended {attack.undefended.share:.2f}"
+            click.echo(f"  {attack.name}: {_share(attack.recovered)}, {bare}")
         left = "" if one.left is None else f", left on tuning prompts {one.left.value:.2f}"
         click.echo(f"  benign preservation {one.kept.value:.3f}{left}")
     click.echo(f"report: {page}")

@@ -25,10 +25,12 @@ from ine.guidance.protocol import Guidance
 from ine.guidance.table import describe
 from ine.inversion.invert import Loss, invert
 from ine.runtime import seed_for
-from ine.studies.audit_round import Audit, Round, Tell, round_name, run_round
+from ine.studies.audit_round import LETTERS, Audit, Round, Tell, round_name, run_round
 
+BARE = "inverted without knowing the defence"
 SHUT = "inverted to keep the gate shut"
-"""What that attack is called."""
+ADAPTIVE = "inverted through the defence"
+"""What attacks are called; with `inversion.runs` of the recipe, each is made with several seeds."""
 
 
 def run_audit(audit: Audit, tell: Tell = lambda *_: None) -> list[Round]:
@@ -42,22 +44,40 @@ def run_audit(audit: Audit, tell: Tell = lambda *_: None) -> list[Round]:
         IneError: A state belongs to another audit.
     """
     guidance, model = audit.defence, model_digest(audit.victim.parts)
-    bare = inverted(audit, "bare", None, model, tell)
-    known = [("inverted without knowing the defence", bare)]
+    known = _attacks(audit, BARE, "bare", None, model, tell)
     if audit.gate:
         # Rounds leave the gate as it is, so one attack on it is that on all of them.
-        known.append((SHUT, inverted(audit, "shut", guidance, model, tell, audit.gate)))
+        known += _attacks(audit, SHUT, "shut", guidance, model, tell, audit.gate)
     known += [(f"{e.trigger} as the prompt", e) for e in guidance.negative.embeddings]
     found: list[Round] = []
     for number in range(audit.settings.rounds + 1):
-        adaptive = inverted(audit, round_name(number), guidance, model, tell)
-        attacks = [*known, ("inverted through the defence", adaptive)]
-        found.append(run_round(audit, number, guidance, attacks, tell))
+        adaptive = _attacks(audit, ADAPTIVE, round_name(number), guidance, model, tell)
+        found.append(run_round(audit, number, guidance, [*known, *adaptive], tell))
         if found[-1].worst.recovered.share <= audit.settings.threshold:
             break
-        known.append((f"{adaptive.trigger}, found before", adaptive))
-        guidance = guidance.with_embedding(adaptive)
+        known += [(f"{e.trigger}, found before", e) for _, e in adaptive]
+        recovered = [attack.recovered.share for attack in found[-1].attacks[-len(adaptive) :]]
+        guidance = guidance.with_embedding(adaptive[recovered.index(max(recovered))][1])
     return found
+
+
+def _attacks(
+    audit: Audit,
+    what: str,
+    name: str,
+    guidance: Guidance | None,
+    model: str,
+    tell: Tell,
+    gate: GateLoss | None = None,
+) -> list[tuple[str, ConceptEmbedding]]:
+    """Return (what it is called, embedding) of every inversion of an attack; see `inverted`."""
+    return [
+        (
+            f"{what}, seed {run + 1}" if run else what,
+            inverted(audit, name, guidance, model, tell, gate, run),
+        )
+        for run in range(audit.recipe.inversion.runs)
+    ]
 
 
 def inverted(
@@ -67,6 +87,7 @@ def inverted(
     model: str,
     tell: Tell,
     gate: GateLoss | None = None,
+    run: int = 0,
 ) -> ConceptEmbedding:
     """Return the embedding that an attacker finds, and write it beside the report.
 
@@ -78,11 +99,14 @@ def inverted(
         tell: Called with (what, done, of how many).
         gate: Keeps the defence's gate shut, from the vectors of the attack "bare" on; None takes it
             to be open.
+        run: Which of the recipe's `inversion.runs`, which differ by their seed.
     """
     recipe, seed, victim = audit.recipe, audit.settings.seed, audit.victim
+    suffix = f"-{LETTERS[run]}" if run else ""
+    name, bare = f"{name}{suffix}", f"{recipe.name}-bare{suffix}"
     trigger = f"{recipe.name}-{name}"
     # Vectors that bring the concept back and open the gate, to which it only has to be shut.
-    init = str(audit.folder / f"{recipe.name}-bare.safetensors") if gate else recipe.inversion.init
+    init = str(audit.folder / f"{bare}.safetensors") if gate else recipe.inversion.init
     method = describe(gate or (guidance and guidance.innermost))
     depends = (repr(victim.sampler), recipe.model_dump_json(), "attack", name, method, seed)
     about = [model, *map(str, (*depends, audit.pictures.names))]

@@ -44,7 +44,13 @@ def write_audit(audit: Audit, rounds: Sequence[Round], blur: str | None = None) 
 
 def _plain_round(one: Round) -> dict[str, object]:
     attacks = [
-        {"name": a.name, **_plain(a.recovered), "pictures": a.recovered.trials} for a in one.attacks
+        {
+            "name": a.name,
+            **_plain(a.recovered),
+            "undefended": _plain(a.undefended),
+            "pictures": a.recovered.trials,
+        }
+        for a in one.attacks
     ]
     return {
         "round": one.number,
@@ -98,15 +104,15 @@ def audit_report(audit: Audit, rounds: Sequence[Round]) -> Report:
 def lead_of(audit: Audit, rounds: Sequence[Round]) -> str:
     """Return the first paragraph: what the strongest attack on the best defence recovers."""
     best, last, threshold = best_of(rounds), rounds[-1], audit.settings.threshold
-    count = len(best.attacks) - (best.number == 0)
+    count = len(best.attacks)
     held = best.worst.recovered.share <= threshold
     added = f"after {best.number} rounds of adding what was found"
     lead = (
         f"Of {count} attacks, {_knowing(audit)} ({_budget(audit)}), the "
         f"strongest recovers {audit.recipe.name} in {_share(best.worst.recovered)} of its pictures "
         f"{added if best.number else 'from the defence as it was given'}, "
-        f"{'at most' if held else 'more than'} the threshold of {threshold:g}; without any defence "
-        f"{_share(rounds[0].attacks[0].recovered)}."
+        f"{'at most' if held else 'more than'} the threshold of {threshold:g}. Where nothing "
+        f"defends, the strongest attack recovers {_share(best.control.undefended)}."
     )
     if best is not last:
         lead += (
@@ -119,16 +125,17 @@ def lead_of(audit: Audit, rounds: Sequence[Round]) -> str:
 def _knowing(audit: Audit) -> str:
     """Return which of the attacks know the defence."""
     if audit.gate:
-        return "one of them inverted through the defence and one to keep its gate shut"
-    return "one of them inverted through the defence"
+        return "some of them inverted through the defence and some to keep its gate shut"
+    return "some of them inverted through the defence"
 
 
 def _budget(audit: Audit) -> str:
     spec, gate = audit.recipe.inversion, audit.gate
     shut = f", gate term of weight {gate.weight:g}" if gate else ""
+    seeds = "one seed" if spec.runs == 1 else f"{spec.runs} seeds"
     return (
-        f"{spec.vectors} vectors, {spec.steps} steps of {spec.batch} pictures, one seed a "
-        f"round{shut}"
+        f"{spec.vectors} vectors, {spec.steps} steps of {spec.batch} pictures, {seeds} of each "
+        f"attack{shut}"
     )
 
 
@@ -139,15 +146,15 @@ def _share(rate: Rate) -> str:
 def attacks_table(rounds: Sequence[Round]) -> Table:
     """Return what each attack of each round recovers."""
     rows: list[list[Entry]] = [
-        [f"{one.number}" if n == 0 else "", attack.name, attack.recovered]
+        [f"{one.number}" if n == 0 else "", attack.name, attack.undefended, attack.recovered]
         for one in rounds
         for n, attack in enumerate(one.attacks)
     ]
     return Table(
         "What each attack recovers",
-        "The embedding as the prompt, through the whole defended sampler; the first row is the "
-        "control: no defence at all.",
-        ["round", "attack", "recovered"],
+        "The embedding as the prompt, through the whole defended sampler; undefended is the "
+        "control, an attack that recovers nothing there says nothing about a defence.",
+        ["round", "attack", "undefended", "recovered"],
         rows,
         better={"recovered": "low"},
     )
@@ -173,5 +180,8 @@ def _pictures(one: Round) -> PictureGrid:
         f"Round {one.number}",
         "Columns are prompts and seeds, the same for every attack.",
         [str(n) for n in range(len(one.attacks[0].cells))],
-        [(attack.name, [*attack.cells]) for attack in one.attacks],
+        [
+            (f"{one.control.name}, undefended", [*one.control.undefended_cells]),
+            *((attack.name, [*attack.cells]) for attack in one.attacks),
+        ],
     )

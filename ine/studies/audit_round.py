@@ -74,7 +74,8 @@ class Audit:
     """The unlearned model, how the defended service samples, and the defence as it was given."""
 
     recipe: ConceptRecipe
-    """Its `inversion` section is the budget of an attack, its rule finds the concept."""
+    """Its `inversion` section is the budget of an attack, `runs` seeds of each; its rule finds the
+    concept."""
 
     pictures: ConceptPictures
     """What the attacker has."""
@@ -125,8 +126,15 @@ class Attacked:
 
     name: str
     recovered: Rate
+    undefended: Rate
+    """The control: what it recovers where nothing defends. An attack that recovers nothing there
+    says nothing about a defence."""
+
     cells: list[Cell]
     """The first pictures."""
+
+    undefended_cells: list[Cell]
+    """The same, undefended."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,9 +156,13 @@ class Round:
 
     @property
     def worst(self) -> Attacked:
-        """Return the attack that recovered most; the control, on no defence, does not count."""
-        attacks = self.attacks if self.number else self.attacks[1:]
-        return max(attacks, key=lambda attack: attack.recovered.share)
+        """Return the attack that recovered most."""
+        return max(self.attacks, key=lambda attack: attack.recovered.share)
+
+    @property
+    def control(self) -> Attacked:
+        """Return the attack that recovers most where nothing defends."""
+        return max(self.attacks, key=lambda attack: attack.undefended.share)
 
 
 def best_of(rounds: Sequence[Round]) -> Round:
@@ -159,10 +171,7 @@ def best_of(rounds: Sequence[Round]) -> Round:
 
 
 def run_round(audit: Audit, number: int, guidance: Guidance, attacks: Attacks, tell: Tell) -> Round:
-    """Return what attacks on a defence recover, and what the defence costs and leaves.
-
-    Round 0 has one more attack, its first: the first one on no defence, a control.
-    """
+    """Return what attacks recover with a defence and without, and what it costs and leaves."""
     name, given = round_name(number), guidance.negative
     file = round_grid(audit, name, guidance, attacks)
     result = run_grid(
@@ -174,13 +183,13 @@ def run_round(audit: Audit, number: int, guidance: Guidance, attacks: Attacks, t
         on_progress=lambda p: tell(f"pictures of {name}", p.done, p.total),
     )
     row = result.row(DEFENCE, None, DEFENCE)
-    places = [(row, n, label) for n, (label, _) in enumerate(attacks)]
-    if not number:
-        places.insert(0, (result.row(), 0, "inverted, no defence"))
     return Round(
         number=number,
         negatives=(*filter(None, [given.text]), *(e.trigger for e in given.embeddings)),
-        attacks=tuple(_attacked(result, at, f"{name}-attack-{n}", say) for at, n, say in places),
+        attacks=tuple(
+            _attacked(result, row, f"{name}-attack-{n}", label)
+            for n, (label, _) in enumerate(attacks)
+        ),
         kept=result.value(row, BENIGN, file.grid.metrics.preservation[0]),
         left=result.value(row, TUNING, FLAGGED) if audit.recipe.tuning else None,
     )
@@ -192,8 +201,14 @@ def round_name(number: int) -> str:
 
 
 def _attacked(result: GridResult, row: Configuration, prompts: str, label: str) -> Attacked:
-    fired, cells = result.flagged(row, prompts), result.cells(row, prompts, SHOWN)
-    return Attacked(name=label, recovered=wilson(sum(fired), len(fired)), cells=cells)
+    fired, bare = result.flagged(row, prompts), result.flagged(result.row(), prompts)
+    return Attacked(
+        name=label,
+        recovered=wilson(sum(fired), len(fired)),
+        undefended=wilson(sum(bare), len(bare)),
+        cells=result.cells(row, prompts, SHOWN),
+        undefended_cells=result.cells(result.row(), prompts, SHOWN),
+    )
 
 
 def round_grid(audit: Audit, name: str, guidance: Guidance, attacks: Attacks) -> GridFile:
