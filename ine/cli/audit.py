@@ -91,9 +91,8 @@ def audit(
 
     The options of the defence are those of `ine generate`; a gate with a probe is attacked as if it
     were open, and by an attacker who keeps it shut. The budget of an attack is the recipe's
-    inversion (--set inversion.steps=N, inversion.vectors=N), and inversion.runs=N makes N of each,
-    with N seeds. It ends when no attack recovers more than --threshold, or after --rounds. Give an
-    interrupted command again to resume it.
+    inversion (--set inversion.steps=N, inversion.runs=N seeds of each). It ends when no attack
+    recovers more than --threshold, or after --rounds; an interrupted command resumes.
 
     The embeddings found bring the concept back if they are used as a prompt: keep those of real
     harms private.

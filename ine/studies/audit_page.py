@@ -8,7 +8,7 @@ from ine.evaluation.stats import Estimate, Rate
 from ine.files import write_json
 from ine.guidance.table import describe
 from ine.report.page import write_report
-from ine.report.values import Entry, PictureGrid, Report, Section, Table
+from ine.report.values import Cell, Entry, PictureGrid, Report, Section, Table
 from ine.runtime import library_versions
 from ine.studies.audit_round import LETTERS, Audit, Round, best_of
 from ine.studies.reading import blur_for
@@ -176,12 +176,13 @@ def costs_table(rounds: Sequence[Round]) -> Table:
 
 
 def _pictures(one: Round) -> PictureGrid:
+    rows: list[tuple[str, list[Cell | None]]] = [
+        (f"{one.control.name}, undefended", [*one.control.undefended_cells])
+    ]
+    rows += [(attack.name, [*attack.cells]) for attack in one.attacks]
     return PictureGrid(
         f"Round {one.number}",
         "Columns are prompts and seeds, the same for every attack.",
         [str(n) for n in range(len(one.attacks[0].cells))],
-        [
-            (f"{one.control.name}, undefended", [*one.control.undefended_cells]),
-            *((attack.name, [*attack.cells]) for attack in one.attacks),
-        ],
+        rows,
     )
