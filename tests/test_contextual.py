@@ -11,7 +11,7 @@ from ine.embeddings.embedding import new_embedding
 from ine.errors import IneError
 from ine.guidance.additive import Additive
 from ine.guidance.cfg import classifier_free
-from ine.guidance.contextual import MOVED, Contextual, contextual, offset_of
+from ine.guidance.contextual import MOVED, Contextual, contextual, direction_to
 from ine.guidance.gates import Gated, Window
 from ine.guidance.negative import Negative
 from ine.guidance.per_concept import PerConcept
@@ -87,8 +87,7 @@ def test_of_a_linear_model_it_is_additive_for_every_shift(tiny_parts, negative, 
 def test_for_small_shifts_it_is_the_derivative_along_the_difference(tiny_parts, negative):
     step = step_of(tiny_parts)
     prompts = Prompts(parts=tiny_parts, texts=PROMPTS, scale=W)
-    positive, blank = prompts.positive(), prompts.encode([""])
-    whole = offset_of(negative.condition(prompts), blank, 1.0)
+    positive, whole = prompts.positive(), direction_to(negative, prompts)
 
     def unet(states):
         condition = replace(positive, states=states)
@@ -99,7 +98,7 @@ def test_for_small_shifts_it_is_the_derivative_along_the_difference(tiny_parts, 
         here, derivative = torch.autograd.functional.jvp(unet, positive.states, tangent)
         errors = []
         for shift in (0.4, 0.2, 0.1):
-            moved = positive.moved(offset_of(negative.condition(prompts), blank, shift))
+            moved = positive.moved(whole.times(shift))
             found = (unet(moved.states) - here) / shift
             errors.append(float((found - derivative).norm() / derivative.norm()))
     assert errors == sorted(errors, reverse=True)
@@ -122,12 +121,24 @@ def test_an_offset_moves_the_first_tokens_of_longer_prompts_only():
 
 def test_pooled_states_are_moved_where_both_have_them():
     own = Condition(states=noise(2, 4, 5), pooled=noise(2, 3))
-    n = Condition(states=noise(1, 4, 5, seed=1), pooled=noise(1, 3, seed=2))
-    blank = Condition(states=noise(1, 4, 5, seed=3), pooled=noise(1, 3, seed=4))
-    moved = own.moved(offset_of(n, blank, 0.5))
-    torch.testing.assert_close(moved.pooled, own.pooled + 0.5 * (n.pooled - blank.pooled))
-    bare = own.moved(offset_of(replace(n, pooled=None), blank, 0.5))
-    assert torch.equal(bare.pooled, own.pooled)
+    offset = Condition(states=noise(1, 4, 5, seed=1), pooled=noise(1, 3, seed=2))
+    moved = own.moved(offset.times(0.5))
+    torch.testing.assert_close(moved.pooled, own.pooled + 0.5 * offset.pooled)
+    assert torch.equal(own.moved(replace(offset, pooled=None)).pooled, own.pooled)
+
+
+def test_what_all_texts_have_in_common_drops_out(tiny_parts, negative):
+    """Also where no text is zeros, as in SDXL, and a negative would be all of its states."""
+    plain = Prompts(parts=tiny_parts, texts=PROMPTS, scale=W)
+    zeros = Prompts(parts=replace(tiny_parts, zeros_for_nothing=True), texts=PROMPTS, scale=W)
+    assert not zeros.empty().states.any()
+    for prompts in (plain, zeros):
+        found = direction_to(negative, prompts).states
+        expected = negative.condition(plain).states - plain.encode([""]).states
+        torch.testing.assert_close(found, expected)
+        # The first token is the same in every text.
+        assert not found[:, 0].any()
+        assert not direction_to(Negative(), prompts).states.any()
 
 
 # ------------------------------------------------------------------------------------------- runs
@@ -283,14 +294,57 @@ def test_what_a_pipeline_passes_for_its_prompts_goes_with_the_moved_ones():
     assert MOVED.startswith("positive")
 
 
-def test_a_guider_refuses_it_by_name(pipe, tmp_path):
+def test_a_guider_does_it_and_keeps_the_users_negative(pipe, embedding):
+    from types import SimpleNamespace
+
+    states = {t: pipe.encode_prompt(t, "cpu", 1, False)[0] for t in ("a dog", "", "blurry")}
+    offset, x = offset_in(pipe, embedding, 0.25), noise(1, *ine_latent_shape(pipe), seed=2)
+    inputs = {**states, "moved": states["a dog"] + offset}
+    with torch.no_grad():
+        out = {
+            name: pipe.unet(x, 500, encoder_hidden_states=own).sample
+            for name, own in inputs.items()
+        }
+
+    def by_guider(guider, unconditional):
+        guider.set_state(step=0, num_inference_steps=3, timestep=torch.tensor(500))
+        data = {"prompt_embeds": (states["a dog"], states[unconditional])}
+        batches = guider.prepare_inputs(data)
+        assert len(batches) == guider.num_conditions == 3
+        conditional = []
+        for batch in batches:
+            guider.prepare_models(pipe.unet)
+            conditional.append(guider.is_conditional)
+            with torch.no_grad():
+                batch.noise_pred = pipe.unet(x, 500, batch.prompt_embeds).sample
+            guider.cleanup_models(pipe.unet)
+        assert conditional == [True, False, True]
+        return guider(batches)[0]
+
+    guider = ine.embedding_guider(pipe, embedding, strength=3.0, shift=0.25, guidance_scale=W)
+    away = 3.0 * (out["moved"] - out["a dog"]) / 0.25
+    for own in ("", "blurry"):
+        expected = classifier_free(out[own], out["a dog"], W) - away
+        torch.testing.assert_close(by_guider(guider, own), expected, **CLOSE)
+    assert away.abs().max() > 1e-2
+    closer = guider.new(shift=0.5)
+    assert (closer.shift, closer.strength, guider.shift) == (0.5, 3.0, 0.25)
+    assert SimpleNamespace(**closer.config).shift == 0.5
+    for shift in (0.0, 2.0):
+        with pytest.raises(IneError, match=f"shift is {shift}"):
+            guider.new(shift=shift)
+    with pytest.raises(IneError, match="contextual guidance needs a direction"):
+        guider.new(direction=None)
+
+
+def test_pipeline_and_guider_do_what_a_file_recommends(pipe, tmp_path):
     from ine.embeddings.embedding import write_embedding
     from ine.guidance.recommended import Recommendation
 
     about = Recommendation(guidance="contextual", strength=4.0).metadata()
     file = tmp_path / "fire-neg.safetensors"
     write_embedding(new_embedding(noise(2, 32), "fire-neg", "fire", about), file)
-    with pytest.raises(IneError, match="recommends contextual, strength 4, and a guider acts"):
-        ine.embedding_guider(pipe, file)
+    guider = ine.embedding_guider(pipe, file)
+    assert (guider.strength, guider.shift) == (4.0, 0.25)
     with ine.protect(pipe, file) as defence:
         assert defence._method == Contextual(defence._method.negative, 4.0)

@@ -464,7 +464,7 @@ def test_a_guider_does_what_the_file_recommends(pipe, fire, weapon, tmp_path):
     with pytest.raises(IneError, match=r"a guider steers away from one; use ine\.protect"):
         ine.embedding_guider(pipe, [fire, weapon])
     sld = replace(STRONG, guidance="sld", preset="max", strength=50.0)
-    with pytest.raises(IneError, match=r"a guider acts additively; use ine\.protect"):
+    with pytest.raises(IneError, match=r"contextual guidance; use ine\.protect"):
         ine.embedding_guider(pipe, write_defence(tmp_path, "snow", 4, sld))
     gate_path([fire]).unlink()
     with pytest.raises(IneError, match=r"its gate .* is not there"):

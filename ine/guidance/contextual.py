@@ -51,18 +51,16 @@ def contextual(
     return empty + scale * (positive - empty) - strength / shift * (moved - positive)
 
 
-def offset_of(negative: Condition, blank: Condition, shift: float) -> Condition:
-    """Return a part of what sets a negative apart from the empty text, as an offset, one row.
-
-    Args:
-        negative: States (1, L, D).
-        blank: Of the empty text, likewise.
-        shift: a, how much of it.
-    """
+def direction_to(negative: Negative, prompts: Prompts) -> Condition:
+    """Return what sets a negative apart from the empty text, one row; zeros for an empty one."""
+    # Not from `prompts.nothing()`, which is zeros where a model was trained so: what all texts have
+    # in common shall drop out of the difference.
+    blank = prompts.encode([""])
+    own = negative.condition(prompts) if negative.prompt() else blank
     pooled = None
-    if negative.pooled is not None and blank.pooled is not None:
-        pooled = shift * (negative.pooled - blank.pooled)
-    return Condition(states=shift * (negative.states - blank.states), pooled=pooled)
+    if own.pooled is not None and blank.pooled is not None:
+        pooled = own.pooled - blank.pooled
+    return Condition(states=own.states - blank.states, pooled=pooled)
 
 
 @dataclass(frozen=True)
@@ -104,11 +102,8 @@ class Contextual(Method):
         """
         if self.strength is None:
             check_guided(prompts.scale, self.negative, "contextual without a strength")
-        # Not `prompts.nothing()`, which is zeros where a model was trained so: what all texts have
-        # in common shall drop out of the difference.
-        blank = prompts.encode([""])
-        negative = self.negative.condition(prompts) if self.negative.prompt() else blank
-        positive, offset = prompts.positive(), offset_of(negative, blank, self.shift)
+        positive = prompts.positive()
+        offset = direction_to(self.negative, prompts).times(self.shift)
         yield _Session(
             positive=positive,
             empty=prompts.empty(),

@@ -5,7 +5,8 @@
 with c, u, n, eps_0 the predictions for the prompt, the pipeline's own negative, our negative
 and no negative at all. Where the user gives no negative, u = eps_0 is asked about once. With
 s = w - 1, the default, this is plain guidance with our negative, n + w (c - n), and a negative
-of the user's own stays beside it.
+of the user's own stays beside it. With `shift` it is contextual guidance, with
+s (eps_moved - c) / a in the place of s (n - eps_0); see `ine.guidance.contextual`.
 
 A guider returns one batch per prediction and the pipeline's loop runs the U-Net on each, so a
 gate that decides within a step has no place here, except for a look-ahead, which decides at the
@@ -50,8 +51,10 @@ class EmbeddingGuider(LookingGuidance):
         negative: Our negative's `Condition`, one row.
         empty: The `Condition` of no negative, one row.
         look: A look-ahead that decides which pictures are steered; None steers all.
+        direction: What sets our negative apart from the empty text, one row; for `shift`.
         guidance_scale: w.
         strength: s, 0 or more; None is w - 1, plain guidance with the embedding.
+        shift: a of contextual guidance, in (0, 1]; None is additive guidance.
         guidance_rescale: As `ClassifierFreeGuidance`'s, in [0, 1].
         start: Fraction of the run at which guidance, and the defence with it, begins.
         stop: Fraction of the run at which it ends; outside only c is predicted.
@@ -63,7 +66,7 @@ class EmbeddingGuider(LookingGuidance):
 
     # In the order in which batches are run; the first is the conditional one.
     _input_predictions = ["pred_cond", "pred_uncond", "pred_negative", "pred_empty"]  # noqa: RUF012
-    ignore_for_config = ["negative", "empty", "look"]  # noqa: RUF012
+    ignore_for_config = ["negative", "empty", "look", "direction"]  # noqa: RUF012
 
     @register_to_config
     def __init__(
@@ -71,8 +74,10 @@ class EmbeddingGuider(LookingGuidance):
         negative: Condition | None = None,
         empty: Condition | None = None,
         look: GuiderLook | None = None,
+        direction: Condition | None = None,
         guidance_scale: float = 7.5,
         strength: float | None = None,
+        shift: float | None = None,
         guidance_rescale: float = 0.0,
         start: float = 0.0,
         stop: float = 1.0,
@@ -82,8 +87,14 @@ class EmbeddingGuider(LookingGuidance):
         super().__init__(start, stop, enabled)
         if negative is None or empty is None:
             raise IneError("EmbeddingGuider: no embedding is given; build it by embedding_guider")
-        check_settings(guidance_scale, strength, guidance_rescale, on_overflow)
-        self.negative, self.empty = negative, empty
+        check_settings(guidance_scale, strength, guidance_rescale, on_overflow, shift)
+        if shift is not None and direction is None:
+            raise IneError(
+                "EmbeddingGuider: contextual guidance needs a direction; build it by "
+                "embedding_guider(pipe, FILE, shift=0.25)"
+            )
+        self.negative, self.empty, self.direction = negative, empty, direction
+        self.shift = shift
         self.guidance_scale = guidance_scale
         self.guidance_rescale = guidance_rescale
         self.strength = guidance_scale - 1 if strength is None else strength
@@ -96,27 +107,27 @@ class EmbeddingGuider(LookingGuidance):
         """Return a copy, some settings replaced; the conditions go along."""
         # Not through from_config: it drops what has no place in a JSON file.
         settings = {k: v for k, v in self.config.items() if not k.startswith("_")}
-        kept = {"negative": self.negative, "empty": self.empty, "look": self.look}
+        kept = {name: getattr(self, name) for name in self.ignore_for_config}
         guider = type(self)(**{**kept, **settings, **kwargs})
         guider.check_source = self.check_source
         return guider
 
     @property
     def num_conditions(self) -> int:
-        """Number of U-Net calls a step: 1 outside the window, else 3, 4 with a user's negative.
+        """Number of U-Net calls a step: 1 outside the window, else 3.
 
-        2 where the look-ahead has found nothing.
+        2 where the look-ahead has found nothing; 4 with a user's negative and no `shift`.
         """
         if not self._acts():
             return 1
         if not self._steering:
             return 2
-        return 4 if self._beside else 3
+        return 4 if self._beside and self.shift is None else 3
 
     @property
     def is_conditional(self) -> bool:
-        """Return whether the batch being run is the prompt's."""
-        return self._count_prepared == 1
+        """Return whether the batch being run is the prompt's, moved or not."""
+        return self._count_prepared == 1 or (self._count_prepared == 3 and self.shift is not None)
 
     def _acts(self) -> bool:
         if not self._enabled:
@@ -165,6 +176,10 @@ class EmbeddingGuider(LookingGuidance):
         ]
         if not self._steering:
             return batches
+        if self.shift is not None and self.direction is not None:
+            moved = positive.moved(self.direction.times(self.shift))
+            batches.append(self._with(data, field, moved, "pred_negative", 0))
+            return batches
         batches.append(self._with(data, field, self.negative, "pred_negative"))
         if self._beside:
             batches.append(self._with(data, field, self.empty, "pred_empty"))
@@ -190,10 +205,10 @@ class EmbeddingGuider(LookingGuidance):
         return bool((states - empty).float().norm() <= 1e-2 * states.float().norm())
 
     def _with(
-        self, data: Mapping[str, Any], field: str, condition: Condition, name: str
+        self, data: Mapping[str, Any], field: str, condition: Condition, name: str, half: int = 1
     ) -> "BlockState":
-        """Return the unconditional batch, with a condition of ours for its text."""
-        batch = self._prepare_batch(data, 1, name)
+        """Return the unconditional (1) or conditional (0) batch, with our condition as its text."""
+        batch = self._prepare_batch(data, half, name)
         for keys, ours in (((field,), condition.states), (POOLED, condition.pooled)):
             for key in keys:
                 if (theirs := getattr(batch, key, None)) is not None and ours is not None:
@@ -214,7 +229,10 @@ class EmbeddingGuider(LookingGuidance):
         else:
             empty = pred_uncond if pred_empty is None else pred_empty
             pred = classifier_free(pred_uncond, pred_cond, self.guidance_scale)
-            if pred_negative is not None:
+            if pred_negative is not None and self.shift is not None:
+                away = (pred_negative - pred_cond) / self.shift
+                pred = self.corrected(pred, self.strength * away)
+            elif pred_negative is not None:
                 pred = self.corrected(pred, self.strength * (pred_negative - empty))
         if self.guidance_rescale > 0:
             pred = rescale_noise_cfg(pred, pred_cond, self.guidance_rescale)

@@ -9,6 +9,7 @@ from ine.guidance.additive import Additive
 from ine.guidance.applied import RECOMMENDED, applied
 from ine.guidance.cfg import ClassifierFree
 from ine.guidance.coarse import check_model
+from ine.guidance.contextual import Contextual
 from ine.guidance.given import GivenEmbedding
 from ine.guidance.look_ahead import LookAhead
 from ine.guidance.overrides import Overrides
@@ -16,7 +17,7 @@ from ine.protection.guider import EmbeddingGuider
 from ine.protection.guider_look import GuiderLook
 from ine.protection.interception import check_components, original
 from ine.protection.parts import components_of, parts_of
-from ine.protection.prompts import Embeddings, encode_negative, read_given
+from ine.protection.prompts import Embeddings, encode_direction, encode_negative, read_given
 
 
 def embedding_guider(
@@ -34,7 +35,7 @@ def embedding_guider(
         embeddings: A `ConceptEmbedding` or the path of one, or several, joined in one string.
         gate: A look-ahead of one concept; None steers every picture, "recommended" is as the
             file recommends, else None.
-        settings: Those of `EmbeddingGuider`.
+        settings: Those of `EmbeddingGuider`; `shift=0.25` makes additive guidance contextual.
 
     Raises:
         IneError: No embedding is given, or it does not fit the pipeline, or the gate is of
@@ -45,7 +46,9 @@ def embedding_guider(
         gate, settings = _recommended(given, gate, settings)
     negative, empty = encode_negative(pipe, [one.embedding for one in given])
     own = None if gate is None or gate == RECOMMENDED else _look_of(pipe, gate)
-    guider = EmbeddingGuider(negative=negative, empty=empty, look=own, **settings)
+    direction = encode_direction(pipe, [one.embedding for one in given])
+    conditions = {"negative": negative, "empty": empty, "direction": direction}
+    guider = EmbeddingGuider(**conditions, look=own, **settings)
     guider.check_source = _source_of(pipe)
     return guider
 
@@ -63,13 +66,15 @@ def _recommended(
         strength=settings.get("strength"), gated=gate == RECOMMENDED, can_restart=False
     )
     method, own = applied(given, overrides).guidance.split()
-    if not isinstance(method, Additive | ClassifierFree):
+    if not isinstance(method, Additive | ClassifierFree | Contextual):
         raise IneError(
             f"EmbeddingGuider: {given[0].name} recommends {given[0].recommendation}, and a guider "
-            "acts additively; use ine.protect"
+            "does cfg, additive and contextual guidance; use ine.protect"
         )
     if isinstance(method, Additive):
         settings = {"strength": method.strength, **settings}
+    if isinstance(method, Contextual):
+        settings = {"strength": method.strength, "shift": method.shift, **settings}
     if gate == RECOMMENDED:
         gate = own if isinstance(own, LookAhead) else None
     return gate, settings

@@ -7,7 +7,11 @@ from ine.protection.handle import ON_OVERFLOW
 
 
 def check_settings(
-    guidance_scale: float, strength: float | None, guidance_rescale: float, on_overflow: str
+    guidance_scale: float,
+    strength: float | None,
+    guidance_rescale: float,
+    on_overflow: str,
+    shift: float | None = None,
 ) -> None:
     """Raise `IneError` for settings of `EmbeddingGuider` that make no sense."""
     if on_overflow not in ON_OVERFLOW:
@@ -26,3 +30,5 @@ def check_settings(
         )
     if strength is not None and not (math.isfinite(strength) and strength >= 0):
         raise IneError(f"EmbeddingGuider: strength is {strength}; give a number of 0 or more")
+    if shift is not None and not 0 < shift <= 1:
+        raise IneError(f"EmbeddingGuider: shift is {shift}; give a number in (0, 1], or None")

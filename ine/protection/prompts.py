@@ -17,6 +17,7 @@ from diffusers import DiffusionPipeline
 from ine.embeddings.embedding import ConceptEmbedding, read_embedding
 from ine.embeddings.fit import check_fits_and_log
 from ine.errors import IneError
+from ine.guidance.contextual import direction_to
 from ine.guidance.given import GivenEmbedding
 from ine.guidance.negative import Negative
 from ine.guidance.protocol import Prompts
@@ -106,6 +107,13 @@ def encode_negative(pipe: DiffusionPipeline, embeddings: Embeddings) -> tuple[Co
     check_negative(parts, negative)
     prompts = PipelinePrompts(parts=parts, texts=(), scale=1.0)
     return negative.condition(prompts), prompts.nothing()
+
+
+@torch.no_grad()
+def encode_direction(pipe: DiffusionPipeline, embeddings: Embeddings) -> Condition:
+    """Return what sets the embeddings in one string apart from the empty text, one row."""
+    prompts = PipelinePrompts(parts=parts_of(pipe), texts=(), scale=1.0)
+    return direction_to(Negative("", read_all(embeddings)), prompts)
 
 
 def check_negative(parts: DiffusionParts, negative: Negative) -> None:

@@ -49,6 +49,11 @@ class Condition:
             raise ValueError(f"a condition of {len(self)} rows cannot be asked of {count} pictures")
         return self.rows([0] * count)
 
+    def times(self, factor: float) -> "Condition":
+        """Return an offset of another size: text and pooled states multiplied."""
+        pooled = None if self.pooled is None else factor * self.pooled
+        return replace(self, states=factor * self.states, pooled=pooled)
+
     def moved(self, offset: "Condition") -> "Condition":
         """Return the condition with an offset added to its text.
 
