@@ -183,7 +183,7 @@ def test_recommended_restarts_are_those_that_the_option_makes(restarting, fire):
     ("overrides", "said"),
     [
         ({"ladder": ()}, "as asked for instead: no restarts"),
-        ({"can_restart": False}, "; restarts are left out, which only the loop of ine makes"),
+        ({"can_restart": False}, "; restarts are left out, which this loop cannot make"),
         # They need the look-ahead.
         ({"late": True}, "the gate at half the run"),
         ({"gated": False}, "no gate"),
@@ -420,13 +420,12 @@ def test_protect_does_what_the_file_recommends(pipe, fire, caplog):
         assert defence._gate == replace(own, window=Window(0, 0.6))
 
 
-def test_protect_says_that_it_leaves_out_restarts(pipe, restarting, caplog):
+def test_protect_restarts_and_a_guider_says_that_it_cannot(pipe, restarting, caplog):
     caplog.set_level(logging.INFO, "ine")
     with ine.protect(pipe, restarting) as defence:
         pipe("a dog", num_inference_steps=4, output_type="latent")
-    assert len(defence.notes) == 1
-    assert "restarts are left out, which only the loop of ine makes" in caplog.text
-    caplog.clear()
+    assert set(defence.notes[0]) == {"attempts", "left"}
+    assert "restarts are left out" not in caplog.text
     assert ine.embedding_guider(pipe, restarting).strength == 8
     assert "restarts are left out" in caplog.text
 

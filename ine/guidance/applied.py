@@ -80,7 +80,7 @@ def _say(one: GivenEmbedding, overrides: Overrides) -> None:
         one.name,
         recommended,
         f"; as asked for instead: {other}" if other else "",
-        "; restarts are left out, which only the loop of ine makes"
+        "; restarts are left out, which this loop cannot make"
         if recommended.restart and not overrides.can_restart
         else "",
     )

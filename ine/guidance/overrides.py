@@ -29,7 +29,7 @@ class Overrides:
     needs the look-ahead; () makes none."""
 
     can_restart: bool = True
-    """Whether the loop that makes the pictures restarts any: ours does, a pipeline's own cannot."""
+    """Whether the loop that makes the pictures can restart one."""
 
     scale: float | None = None
     """Guidance scale of the run; a ladder multiplies strengths that follow it."""

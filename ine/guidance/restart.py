@@ -80,6 +80,12 @@ class Restart(Around):
         later = [_Watched(one, self.gate) for one in steered]
         return (_Watched(first, self.gate, repeats), *later)
 
+    @property
+    def repeats(self) -> bool:
+        """Whether the second attempt is for a steered picture what the first was."""
+        first, *_ = self.attempts
+        return isinstance(first, _Watched) and first.repeats
+
     @contextmanager
     def begin(self, prompts: Prompts) -> Iterator[Session]:
         """Raise `IneError`: only a loop that runs `attempts` can restart a picture."""

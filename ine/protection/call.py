@@ -5,7 +5,7 @@ Shape letters: B pictures of a call, C latent channels, H W latent size.
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -49,6 +49,11 @@ class Call:
     def row(self, half: int, picture: int) -> int:
         """Return the number of a row; `half` is 0 unconditional, 1 conditional."""
         return half * self.count + picture if self.halves == 2 else picture
+
+    def of(self, pictures: Sequence[int]) -> "Call":
+        """Return the same call about some of its pictures."""
+        rows = [self.row(half, i) for half in range(self.halves) for i in pictures]
+        return replace(self, given=pick_rows(self.given, rows, len(self.sample)))
 
     def condition(self, half: int) -> Condition:
         """Return the condition of one half, 0 unconditional, 1 conditional; B rows."""

@@ -14,6 +14,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from ine.errors import IneError
 from ine.finite import NotFinite, check_finite
 from ine.guidance.protocol import Gate, Guidance, Notes
+from ine.guidance.restart import Restart
 from ine.models.parts import DiffusionParts
 from ine.protection.call import ARGUMENTS
 from ine.protection.interception import (
@@ -49,10 +50,11 @@ class Protection:
         method: Guidance,
         gate: Gate | None,
         on_overflow: str = "raise",
+        restart: Restart | None = None,
     ):
         """Take the calls of the pipeline's U-Net, progress bar and image processor."""
         self._pipe, self._parts, self._method, self._gate = pipe, parts, method, gate
-        self._raises = on_overflow == "raise"
+        self._raises, self._restart = on_overflow == "raise", restart
         self._kept = components_of(pipe)
         self._running: dict[str, Run] = {}
         self._removed = False
@@ -107,7 +109,7 @@ class Protection:
 
     @contextmanager
     def _bracket(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
-        run = Run(self._pipe, self._parts, self._method, self._gate, self._raises)
+        run = Run(self._pipe, self._parts, self._method, self._gate, self._raises, self._restart)
         # One operation, so that of two threads one is the first.
         first = self._running.setdefault("run", run)
         if first is not run:

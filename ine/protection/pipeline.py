@@ -50,6 +50,7 @@ from ine.guidance.observed import ObserverGate
 from ine.guidance.overrides import Overrides
 from ine.guidance.probe import ProbeGate
 from ine.guidance.protocol import Gate, Guidance
+from ine.guidance.restart import Restart
 from ine.guidance.table import METHODS, build_guidance, find_method
 from ine.protection.handle import ON_OVERFLOW, Protection
 from ine.protection.interception import holder_of
@@ -61,6 +62,7 @@ from ine.protection.prompts import (
     read_given,
     rewrites_prompts,
 )
+from ine.protection.restarts import can_restart, copied
 
 
 def protect(
@@ -70,6 +72,7 @@ def protect(
     gate: Gate | str | None = RECOMMENDED,
     strength: float | None = None,
     on_overflow: str = "raise",
+    restart: bool = True,
 ) -> Protection:
     """Defend a diffusers pipeline until the handle's `remove`, or within a `with` block.
 
@@ -92,6 +95,9 @@ def protect(
         on_overflow: What to do where the U-Net or the VAE answers NaN or infinity, as float16
             does beyond 65504, and the picture would be black: "raise" `NotFinite` from the
             pipeline's call, or "warn" and mark it in `Protection.notes`.
+        restart: Whether a picture is made again where its file recommends that and the concept
+            still shows at half the run, see `ine.protection.restarts`. Inpainting and ControlNet
+            pipelines cannot, and say so.
 
     Returns:
         Protection: The handle.
@@ -99,9 +105,9 @@ def protect(
     Raises:
         IneError: The pipeline's class is unknown or it is protected already, nothing to steer
             away from is given, a gate that a file recommends is not beside it, the method is
-            unknown or rewrites prompts, its observer cannot be loaded, or the strength makes no
-            sense. Later, from the
-            pipeline's call: guidance scale not above 1.
+            unknown or rewrites prompts, its observer cannot be loaded, the scheduler cannot be
+            copied for restarts, or the strength makes no sense. Later, from the pipeline's call:
+            guidance scale not above 1.
         EmbeddingError: An embedding cannot be read or is of another width.
     """
     if on_overflow not in ON_OVERFLOW:
@@ -114,17 +120,18 @@ def protect(
         )
     parts = parts_of(pipe)
     given = read_given(embeddings)
-    chosen = _recommended(given, guidance, gate, strength)
+    chosen = _recommended(given, guidance, gate, strength, restart and can_restart(pipe), restart)
     own_gate = None if chosen or gate == RECOMMENDED else gate
     if chosen is None:
         chosen = _guidance([one.embedding for one in given], guidance or "cfg", strength)
+    again, chosen = _restart(chosen, pipe)
     method, gate = _split(chosen, own_gate)
     check_negative(parts, method.negative)
     if isinstance(gate, LookAhead):
         check_model(parts)
     if isinstance(gate, ObserverGate):
         gate.check(parts)
-    return Protection(pipe, parts, method, gate, on_overflow)
+    return Protection(pipe, parts, method, gate, on_overflow, again)
 
 
 def _recommended(
@@ -132,10 +139,13 @@ def _recommended(
     guidance: str | Guidance | None,
     gate: Gate | str | None,
     strength: float | None,
+    restarts: bool,
+    wanted: bool,
 ) -> Guidance | None:
     """Return the guidance that files recommend; None if they do not, or an object is given.
 
-    Its gate is in it, or the one that is given.
+    Its gate is in it, or the one that is given, and its restarts if the loop can and they are
+    wanted.
     """
     if not (guidance is None or isinstance(guidance, str)):
         return None
@@ -149,7 +159,11 @@ def _recommended(
             "loads it), or protect with a guidance object"
         )
     overrides = Overrides(
-        guidance=guidance, strength=strength, gated=gate == RECOMMENDED, can_restart=False
+        guidance=guidance,
+        strength=strength,
+        gated=gate == RECOMMENDED,
+        ladder=None if wanted else (),
+        can_restart=restarts,
     )
     found = applied(given, overrides).guidance
     if gate is None or gate == RECOMMENDED:
@@ -190,13 +204,22 @@ def _guidance(
     return guidance
 
 
+def _restart(guidance: Guidance, pipe: DiffusionPipeline) -> tuple[Restart | None, Guidance]:
+    """Return (the guidance if it restarts pictures, its first attempt without the watch)."""
+    if not isinstance(guidance, Restart):
+        return None, guidance
+    if not isinstance(guidance.guidance.split()[1], LookAhead) or not can_restart(pipe):
+        raise IneError(
+            f"protect: {type(pipe).__name__} cannot restart a picture with this guidance; that "
+            "takes a look-ahead, and a text-to-image or img2img pipeline without a ControlNet; "
+            "give the method and the gate without Restart, or use `ine generate --restart`"
+        )
+    copied(pipe.scheduler)
+    return guidance, guidance.guidance
+
+
 def _split(guidance: Guidance, gate: Gate | str | None) -> tuple[Guidance, Gate | None]:
     """Return (a guidance with something to steer away from, a gate or None)."""
-    if len(guidance.attempts) > 1:
-        raise IneError(
-            "protect: the pipeline's loop cannot restart a picture; give the method and the "
-            "gate without Restart, or make the pictures with `ine generate --restart`"
-        )
     guidance, own_gate = guidance.split()
     if own_gate is not None:
         if gate is not None:

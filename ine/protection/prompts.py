@@ -72,6 +72,21 @@ class PipelinePrompts(Prompts):
                 stack.enter_context(align_module_device(encoder.get_input_embeddings()))
             return super().encode(texts, vectors)
 
+    def of(self, pictures: Sequence[int], found: tuple[frozenset[str], ...]) -> "PipelinePrompts":
+        """Return those of some pictures, with what earlier attempts found in them."""
+
+        def some(condition: Condition | None) -> Condition | None:
+            return condition and condition.rows(list(pictures))
+
+        return replace(
+            self,
+            texts=UnseenTexts(len(pictures)),
+            own_positive=some(self.own_positive),
+            own_empty=some(self.own_empty),
+            own_negative=some(self.own_negative),
+            found=found,
+        )
+
     def shown(self) -> tuple[str, ...]:
         """Return "" per picture: the pipeline encoded its prompts itself."""
         return ("",) * len(self.texts)

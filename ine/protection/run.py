@@ -24,11 +24,14 @@ from ine.guidance.protocol import (
     Step,
     UNetQuery,
 )
+from ine.guidance.restart import Restart
 from ine.models.parts import DiffusionParts
 from ine.protection.call import Call
 from ine.protection.first_step import FirstStep, find_empty
 from ine.protection.parts import signal_power
 from ine.protection.prompts import USER, PipelinePrompts, UnseenTexts
+from ine.protection.restarts import Beginning, copied
+from ine.protection.second_look import SecondLook, leading
 from ine.text.condition import Condition
 from ine.watch import Watch
 
@@ -43,6 +46,7 @@ class Run:
         method: Guidance,
         gate: Gate | None,
         raises: bool = True,
+        restart: Restart | None = None,
     ):
         """Prepare; the method begins with the first step.
 
@@ -52,9 +56,10 @@ class Run:
             method: A guidance without gates.
             gate: When it acts; None is always.
             raises: Whether predictions that are not finite end the run early.
+            restart: The guidance whose first attempt method and gate are; None restarts nothing.
         """
         self.pipe, self.parts, self.method, self.gate = pipe, parts, method, gate
-        self.raises = raises
+        self.raises, self.restart = raises, restart
         self.guided = bool(pipe.do_classifier_free_guidance)
         self.stack = ExitStack()
         self.first: FirstStep | None = None
@@ -64,6 +69,7 @@ class Run:
         self.index = 0
         self.nfe: list[int] = []
         """U-Net evaluations, one number per picture."""
+        self.second: SecondLook | None = None
 
     def notes(self) -> list[Notes]:
         """Return the notes of method and gate, one dict per picture."""
@@ -72,6 +78,8 @@ class Run:
         notes = self.first.session.notes()
         if self.first.gate is not None:
             notes = [{**n, **g} for n, g in zip(notes, self.first.gate.notes(), strict=True)]
+        if self.second is not None:
+            notes = self.second.notes(notes)
         bad = self.first.watch.bad()
         return [
             {**note, "not_finite": {"step": bad[i] + 1}} if i in bad else note
@@ -102,11 +110,16 @@ class Run:
         if first.gate is not None:
             opened = tuple(first.gate.open(step, query_unet))
             step = replace(step, found=first.gate.found, named=first.gate.named)
+        if self.second is not None:
+            self.second.open(step, query_unet, first.gate, self.nfe)
+            opened = tuple(i for i in opened if i not in self.second.ends)
         if opened:
             output = self._steered(first, call, step, query_unet, own, opened)
         else:
             assert own is not None  # the gate was asked
             output = own
+        if self.second is not None:
+            output = leading(step, self.second.ends, output)
         for half in output.chunk(call.halves):
             first.watch.stepped(step.index, half, look=self.raises)
         return output
@@ -137,6 +150,15 @@ class Run:
         empty, own_negative = find_empty(prompts, call)
         user = call.condition(0) if own_negative else None
         prompts = replace(prompts, own_empty=empty, own_negative=user)
+        if self.restart is not None:
+            start = Beginning(
+                call=call,
+                prompts=prompts,
+                scheduler=copied(self.pipe.scheduler),
+                own_negative=own_negative,
+                rescale=float(getattr(self.pipe, "guidance_rescale", 0.0)),
+            )
+            self.second = SecondLook(start, self.restart, self.restart.gate.begin(prompts))
         return FirstStep(
             scale=prompts.scale,
             empty=empty,

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ine.finite import NotFinite, made_again, with_redone
+from ine.guidance.attempts import Due
 from ine.guidance.cfg import ClassifierFree
 from ine.guidance.protocol import Again, Guidance, Notes, Prompts, QueryUNet, Step, UNetQuery
 from ine.models.parts import DiffusionParts
@@ -113,18 +114,17 @@ def _sample(
     attempts = guidance.attempts
     if len(attempts) == 1:
         return _denoise(parts, batch, guidance, settings, on_step)
-    due = dict.fromkeys(range(len(batch.prompts)), 0)
-    known: dict[int, frozenset[str]] = dict.fromkeys(due, frozenset())
-    notes: list[Notes] = [{"attempts": []} for _ in due]
-    latents, nfe = None, [0] * len(due)
+    count = len(batch.prompts)
+    due, latents, nfe = Due.first(range(count)), None, [0] * count
+    notes: list[Notes] = [{"attempts": []} for _ in range(count)]
     for number, attempt in enumerate(attempts):
-        rows = [i for i, wanted in due.items() if wanted == number]
+        rows = due.rows(number)
         if not rows:
             continue
         left = len(attempts) - 1 - number
         own = batch.of(rows)
         if number:
-            own = replace(own, found=tuple(known[i] for i in rows))
+            own = replace(own, found=due.found(rows))
         found = _denoise(parts, own, attempt, settings, on_step, left)
         if latents is None:
             latents = found.latents
@@ -135,9 +135,7 @@ def _sample(
             nfe[i] += found.nfe[place]
             # The operator has to know which pictures still open the gate after their last attempt.
             notes[i]["left"] = place in found.again
-            if place in found.again:
-                due[i] = number + found.again[place].further
-                known[i] |= found.again[place].found
+        due.took(number, rows, found.again)
     assert latents is not None  # there is at least one attempt
     return _Denoised(latents=latents, notes=notes, nfe=nfe)
 

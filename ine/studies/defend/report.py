@@ -198,16 +198,16 @@ def lead_of(job: Job, tuning: Tuning, held_back: HeldBack) -> str:
         f"{decimal(before.value)} of {before.count} pictures, the defence leaves "
         f"{decimal(left.value)} ({decimal(left.low)} to {decimal(left.high)}). Benign pictures are "
         f"preserved by {kept.value:.3f} of {kept.count}.{short} It is: {tuning.chosen.setting}."
-        f"{_in_pipelines(held_back.without)}"
+        f"{_without_restarts(held_back.without)}"
     )
 
 
-def _in_pipelines(left: Estimate | None) -> str:
+def _without_restarts(left: Estimate | None) -> str:
     """Return what is left where pictures cannot be restarted; "" where none are."""
     if left is None:
         return ""
     return (
-        f" In a pipeline of diffusers (`ine.protect`), which cannot restart a picture, "
+        " Where no picture can be restarted (inpainting, ControlNet, a guider), "
         f"{decimal(left.value)} are left."
     )
 
