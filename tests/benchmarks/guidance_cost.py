@@ -23,6 +23,7 @@ from ine.embeddings.embedding import new_embedding, read_embedding
 from ine.files import shipped
 from ine.guidance.additive import Additive
 from ine.guidance.cfg import ClassifierFree
+from ine.guidance.contextual import Contextual
 from ine.guidance.gates import Gated
 from ine.guidance.look_ahead import ConceptProbe, LookAhead
 from ine.guidance.negative import Negative
@@ -40,6 +41,7 @@ BARS = {
     "plain": "",
     "CFG + embedding": "1.02",
     "additive": "1.5 + 3%",
+    "contextual": "1.5 + 3%",
     "SLD": "1.5 + 3%",
     "recognition gate, closed": "1.1 calls",
 }
@@ -65,6 +67,7 @@ def methods_of(parts, embedding):
         "plain": ClassifierFree(),
         "CFG + embedding": ClassifierFree(negative),
         "additive": additive,
+        "contextual": Contextual(negative, 5.0),
         "SLD": SafeLatent.preset("max", negative),
         "SAFREE, all steps": safree,
         "SAFREE with re-attention, all steps": replace(safree, reattention=Reattention()),
