@@ -26,6 +26,7 @@ TINY = (
     "inversion.runs=1",
     "erase.esd.iterations=1",
     "defence.guidances={additive: [3]}",
+    "defence.restarts=[]",
     "defence.windows=[[0, 0.6]]",
     "defence.false_open=[0.5]",
     "defence.look_ahead=2",

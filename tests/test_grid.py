@@ -189,7 +189,7 @@ def test_the_shipped_grids_are_sound():
 def test_the_shipped_grid_expands_as_it_says(tmp_path):
     plan = prepare(load_grid("mini-fire"), tmp_path / "run", lenient=True)
     # Words, and embeddings of three inversion seeds.
-    assert len(plan.configurations) == 3 * (1 + 4 + 3 * 5 + 5 + 4 * 3 + 4)
+    assert len(plan.configurations) == 3 * (1 + 4 + 3 * 5 + 5 + 3 * 6 + 5 + 4 * 3 + 4)
     assert all("fire-" in text for text in plan.missing)
     assert not (tmp_path / "run").exists()
 

@@ -245,7 +245,7 @@ def test_the_strength_of_previews_is_the_strength_of_their_pictures(tiny_parts, 
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"preview_strength": 8.0}, "preview_strength: 8, but cfg has no strength.*additive, sld$"),
+        ({"preview_strength": 8.0}, "preview_strength: 8, but cfg.*additive, contextual, sld$"),
         ({"preview_guidance": "aditive"}, "preview_guidance: .*did you mean 'additive'"),
         ({"preview_guidance": "vl-dnp"}, "preview_guidance: vl-dnp asks an observer"),
     ],
