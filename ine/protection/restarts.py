@@ -167,13 +167,17 @@ def _start_of(start: Beginning, call: Call, t: torch.Tensor) -> torch.Tensor:
     """Return the latents with which the pipeline began, (b, C, H, W), as its scheduler has them."""
     channels = start.prompts.parts.unet.config.out_channels
     seen = call.sample[: call.count, :channels]
-    scale = deepcopy(start.scheduler).scale_model_input(torch.ones_like(seen[:1, :1, :1, :1]), t)
-    return seen / scale
+    return seen / input_scale(start.scheduler, seen, t)
+
+
+def input_scale(scheduler: Any, latents: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    """Return what a scheduler multiplies latents by for the U-Net, (1, 1, 1, 1)."""
+    return deepcopy(scheduler).scale_model_input(torch.ones_like(latents[:1, :1, :1, :1]), t)
 
 
 def _place(scheduler: Any, t: torch.Tensor) -> int:
     """Return where among a scheduler's timesteps a run began."""
-    return int((scheduler.timesteps.cpu() == t.cpu()).nonzero()[0])
+    return int((scheduler.timesteps.cpu().float() - float(t)).abs().argmin())
 
 
 def _generator(latents: torch.Tensor) -> torch.Generator:

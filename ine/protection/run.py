@@ -119,7 +119,7 @@ class Run:
             assert own is not None  # the gate was asked
             output = own
         if self.second is not None:
-            output = leading(step, self.second.ends, output)
+            output = leading(step, self.second.ends, output, self.pipe.scheduler)
         for half in output.chunk(call.halves):
             first.watch.stepped(step.index, half, look=self.raises)
         return output

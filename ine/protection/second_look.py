@@ -5,22 +5,24 @@ the noise that lies between the latents x and L,
 
     eps = (x - sqrt(abar) L) / sqrt(1 - abar)
 
-so that the scheduler, whichever it is, predicts L and ends there. Those that end a little before
-the noise does (`set_alpha_to_one` of DDIM) are led to a T beyond L, from which that noise takes
-them to L.
+so that the scheduler, whichever it is, predicts L. The last call is answered with what takes the
+scheduler's own step exactly to L: steps are linear in the prediction, so two steps of a copy tell.
+Without that, schedulers that mix in earlier predictions (PNDM) would end beside L.
 
 Shape letters: B pictures of a call, C latent channels, H W latent size.
 """
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
+from inspect import signature
 from typing import Any
 
 import torch
 
 from ine.guidance.protocol import Again, GateSession, Notes, QueryUNet, Step
 from ine.guidance.restart import Restart
-from ine.protection.restarts import Beginning, restart
+from ine.protection.restarts import Beginning, input_scale, restart
 
 
 @dataclass
@@ -65,7 +67,7 @@ class SecondLook:
         if not again:
             return
         ends, notes, spent, left = restart(self.start, self.restart.attempts, again)
-        self.ends |= {i: aimed(end, step, i, self.start.scheduler) for i, end in ends.items()}
+        self.ends |= ends
         self.later |= notes
         self.left |= left
         for i, count in spent.items():
@@ -81,33 +83,51 @@ class SecondLook:
         return found
 
 
-def leading(step: Step, ends: Mapping[int, torch.Tensor], output: torch.Tensor) -> torch.Tensor:
+def leading(
+    step: Step, ends: Mapping[int, torch.Tensor], output: torch.Tensor, scheduler: Any
+) -> torch.Tensor:
     """Return the outputs of a call with those of pictures replaced that are led to their end.
 
     Args:
         step: The pipeline's step, latents (B, C, H, W).
-        ends: {picture: where it is led, (C, H, W) float32}.
+        ends: {picture: where it is led, (C, H, W)}.
         output: What the pipeline would get, (2B or B, C, H, W).
+        scheduler: The pipeline's, before its step.
     """
     if not ends:
         return output
     output, count = output.clone(), len(step.x_t)
-    signal, spread = step.alpha_bar.sqrt(), (1 - step.alpha_bar).sqrt()
-    for i, end in ends.items():
-        noise = (step.x_t[i].float() - signal * end) / spread
-        answer = noise if step.prediction_type == "epsilon" else signal * noise - spread * end
+    aims = step.x_t.float().clone()
+    aims[list(ends)] = torch.stack([end.float() for end in ends.values()])
+    last = step.index + 1 == step.count
+    answers = _landing(step, aims, scheduler) if last else _towards(step, aims)
+    for i in ends:
         # Both halves, so that guidance and its rescaling leave it as it is.
-        output[i::count] = answer.to(output.dtype)
+        output[i::count] = answers[i].to(output.dtype)
     return output
 
 
-def aimed(end: torch.Tensor, step: Step, picture: int, scheduler: Any) -> torch.Tensor:
-    """Return where to lead a picture so that it ends at `end`, (C, H, W) float32.
+def _towards(step: Step, aims: torch.Tensor) -> torch.Tensor:
+    """Return the prediction by which clean latents are `aims`, (B, C, H, W) float32."""
+    signal, spread = step.alpha_bar.sqrt(), (1 - step.alpha_bar).sqrt()
+    noise = (step.x_t.float() - signal * aims) / spread
+    return noise if step.prediction_type == "epsilon" else signal * noise - spread * aims
 
-    With a_0 the signal power at which the scheduler ends, x and abar those of the step, and e the
-    noise between x and T, which stays what it is: sqrt(a_0) T + sqrt(1 - a_0) e = L.
-    """
-    last = float(getattr(scheduler, "final_alpha_cumprod", 1.0))
-    part = ((1 - last) / (1 - step.alpha_bar)).sqrt()
-    own = step.x_t[picture].float()
-    return (end.float() - part * own) / (last**0.5 - part * step.alpha_bar.sqrt())
+
+def _landing(step: Step, aims: torch.Tensor, scheduler: Any) -> torch.Tensor:
+    """Return the prediction by which the scheduler's next step leads to `aims`."""
+    x = step.x_t.float() / input_scale(scheduler, step.x_t, step.t)
+    draws = "generator" in signature(scheduler.step).parameters
+
+    def stepped(output: torch.Tensor) -> torch.Tensor:
+        # Never with the user's generator; the last step of a scheduler adds no noise.
+        noise = {"generator": torch.Generator().manual_seed(0)} if draws else {}
+        return deepcopy(scheduler).step(output, step.t, x, return_dict=False, **noise)[0].float()
+
+    still = stepped(torch.zeros_like(x))
+    slope = stepped(torch.ones_like(x)) - still
+    exact = (aims - still) / torch.where(slope.abs() > 1e-6, slope, torch.ones_like(slope))
+    # Where a scheduler clips what it predicts, its step is not linear, and the other is nearer.
+    other = _towards(step, aims)
+    beside = [(stepped(answer) - aims).abs() for answer in (exact, other)]
+    return torch.where(beside[0] <= beside[1], exact, other)
