@@ -9,12 +9,13 @@ from tiny import counted_rows, noise
 
 from ine.embeddings.embedding import new_embedding
 from ine.errors import EmbeddingError, IneError
-from ine.guidance.additive import Additive, additive, suggested_strength
+from ine.guidance.additive import Additive, additive
 from ine.guidance.cfg import ClassifierFree, classifier_free
 from ine.guidance.method import Method, MethodSession
 from ine.guidance.negative import Negative
 from ine.guidance.protocol import Step, UNetQuery
 from ine.guidance.sld import SafeLatent
+from ine.guidance.strength import suggested_strength
 from ine.guidance.table import METHODS, build_guidance, read_settings
 from ine.sampling import SamplerSettings, sample_latents
 

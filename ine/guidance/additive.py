@@ -7,19 +7,15 @@ VL-DNP's update. In plain guidance the negative's strength is tied to w; here it
 methods can be compared at equal preservation. Three predictions per step.
 """
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from typing import Self
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
-from ine.embeddings.embedding import ConceptEmbedding
-from ine.errors import IneError
 from ine.guidance.cfg import check_guided
-from ine.guidance.method import Method, MethodSession
-from ine.guidance.negative import Negative
+from ine.guidance.method import MethodSession
 from ine.guidance.protocol import (
     Prompts,
     QueryUNet,
@@ -27,6 +23,7 @@ from ine.guidance.protocol import (
     Step,
     UNetQuery,
 )
+from ine.guidance.strength import OwnStrength
 from ine.text.condition import Condition
 
 
@@ -41,38 +38,11 @@ def additive(
     return empty + scale * (positive - empty) - strength * (negative - empty)
 
 
-def suggested_strength(embeddings: Sequence[ConceptEmbedding]) -> float | None:
-    """Return the largest strength that embeddings state in their headers, None without any."""
-    stated = [e.metadata.get("ine.strength") for e in embeddings]
-    try:
-        return max((float(s) for s in stated if s), default=None)
-    except ValueError:
-        return None
-
-
 @dataclass(frozen=True)
-class Additive(Method):
+class Additive(OwnStrength):
     """Additive guidance."""
 
-    negative: Negative = field(default_factory=Negative)
-    strength: float | None = None
-    """s, in units of w. None is w - 1, the strength that a negative has in plain guidance."""
-
-    def __post_init__(self) -> None:
-        """Raise `IneError` for a strength that is negative or not finite."""
-        if self.strength is not None and not (math.isfinite(self.strength) and self.strength >= 0):
-            raise IneError(
-                f"additive: strength is {self.strength}; give a finite number of 0 or more"
-            )
-
-    @classmethod
-    def stated_strength(cls, embeddings: Sequence[ConceptEmbedding]) -> float | None:
-        """Return the largest strength that embeddings state; see `suggested_strength`."""
-        return suggested_strength(embeddings)
-
-    def with_fixed_strength(self, scale: float) -> Self:
-        """Return it with w - 1 written out where no strength is given."""
-        return self if self.strength is not None else replace(self, strength=scale - 1)
+    called: ClassVar[str] = "additive"
 
     @contextmanager
     def begin(self, prompts: Prompts) -> Iterator[Session]:

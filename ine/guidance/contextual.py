@@ -18,21 +18,19 @@ It needs no prompt as text, only its states, and takes three predictions per ste
 Shape letters: B pictures, C latent channels, H W latent size, L tokens, D text width.
 """
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from typing import Self
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
-from ine.embeddings.embedding import ConceptEmbedding
 from ine.errors import IneError
-from ine.guidance.additive import suggested_strength
 from ine.guidance.cfg import check_guided
-from ine.guidance.method import Method, MethodSession
+from ine.guidance.method import MethodSession
 from ine.guidance.negative import Negative
 from ine.guidance.protocol import Prompts, QueryUNet, Session, Step, UNetQuery
+from ine.guidance.strength import OwnStrength
 from ine.text.condition import Condition
 
 MOVED = "positive-moved"
@@ -64,34 +62,20 @@ def direction_to(negative: Negative, prompts: Prompts) -> Condition:
 
 
 @dataclass(frozen=True)
-class Contextual(Method):
+class Contextual(OwnStrength):
     """Contextual guidance."""
-
-    negative: Negative = field(default_factory=Negative)
-    strength: float | None = None
-    """s, in units of w, as of `additive`. None is w - 1."""
 
     shift: float = 0.25
     """a, how far the states are moved towards the negative's, in (0, 1]. Smaller keeps more of the
     subject; in float16 the difference of two predictions becomes rounding below .1."""
 
+    called: ClassVar[str] = "contextual"
+
     def __post_init__(self) -> None:
         """Raise `IneError` for a strength below 0, or a shift outside (0, 1]."""
-        if self.strength is not None and not (math.isfinite(self.strength) and self.strength >= 0):
-            raise IneError(
-                f"contextual: strength is {self.strength}; give a finite number of 0 or more"
-            )
+        super().__post_init__()
         if not 0 < self.shift <= 1:
             raise IneError(f"contextual: shift is {self.shift}; give a number in (0, 1]")
-
-    @classmethod
-    def stated_strength(cls, embeddings: Sequence[ConceptEmbedding]) -> float | None:
-        """Return the largest strength that embeddings state; see `suggested_strength`."""
-        return suggested_strength(embeddings)
-
-    def with_fixed_strength(self, scale: float) -> Self:
-        """Return it with w - 1 written out where no strength is given."""
-        return self if self.strength is not None else replace(self, strength=scale - 1)
 
     @contextmanager
     def begin(self, prompts: Prompts) -> Iterator[Session]:

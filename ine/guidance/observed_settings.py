@@ -18,10 +18,10 @@ from typing import Any
 
 from ine.errors import IneError, RecipeError, did_you_mean
 from ine.files import user_path
-from ine.guidance.additive import suggested_strength
 from ine.guidance.looks import read_looks
 from ine.guidance.method import SettingValue
 from ine.guidance.negative import Negative
+from ine.guidance.strength import suggested_strength
 from ine.observers.table import ObserverSettings
 from ine.observers.watching import Watcher, watcher_of
 from ine.recipe import ConceptRecipe, load_recipe
