@@ -251,7 +251,8 @@ def test_the_choice_is_by_the_rule_of_grids(made):
     able = [one for one in tuning.tried if one.kept.value >= 0.5]
     once = [one for one in tuning.tried if not one.setting.restart]
     assert len(once) == 2 * 2 * 3  # windows, thresholds, guidances with strengths
-    assert len(tuning.tried) - len(once) == load_recipe("fire").defence.restarted
+    search = load_recipe("fire").defence
+    assert len(tuning.tried) - len(once) == search.restarted * len(search.restarts)
     assert tuning.chosen in able
     assert tuning.chosen.left.value == min(one.left.value for one in able)
     assert len({one.left.value for one in tuning.tried}) > 1, "all are alike, so nothing is tested"
@@ -316,9 +317,14 @@ def outcome(flagged, subject, kept):
     return Outcome(flagged=np.array(flagged, dtype=bool), subject=subject, kept=np.array(kept))
 
 
-def plain_of(subject):
+def plain_of(subject, beside=(True,) * 4):
     clusters = {IMPLYING: ("a", "b", "c", "d"), BENIGN: ("e", "f")}
-    return Plain(outcome=outcome([1, 1, 0, 0], subject, [1.0, 1.0]), clusters=clusters, floor=0.0)
+    return Plain(
+        outcome=outcome([1, 1, 0, 0], subject, [1.0, 1.0]),
+        clusters=clusters,
+        floor=0.0,
+        beside=np.array(beside),
+    )
 
 
 SETTING = Setting(method="cfg", strength=None, window=(0.0, 1.0), false_open=0.1, threshold=0.0)
@@ -340,6 +346,18 @@ def test_a_subject_is_kept_where_it_was_there_undefended():
 def test_without_a_detector_of_objects_no_subject_is_asked_for(subject):
     plain = plain_of(subject)
     assert plain.tried(SETTING, plain.outcome, 0.0).subject is None
+
+
+def test_a_subject_that_is_the_concept_need_not_stay():
+    gone = outcome([0, 0, 0, 0], [1, 0, 0, 0], [1.0, 1.0])
+    found = plain_of([1, 1, 1, 0], (True, False, False, True)).tried(SETTING, gone, 0.5)
+    assert (found.subject.value, found.subject.count) == (1, 1)
+    assert plain_of([1, 1, 1, 0], (False,) * 4).tried(SETTING, gone, 0.5).subject is None
+    # By the nouns of the recipe: fire comes to any object, a dagger is the weapon.
+    for name, beside in (("fire", True), ("weapon", False)):
+        tuning = prompts_for(load_recipe(name), 0).tuning
+        benign = {case.noun for case in tuning[BENIGN]}
+        assert {case.noun in benign for case in tuning[IMPLYING]} == {beside}
 
 
 @pytest.mark.parametrize(

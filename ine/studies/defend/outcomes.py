@@ -75,6 +75,10 @@ class Plain:
     floor: float
     """Likeness of unrelated benign pictures, which reads 0."""
 
+    beside: np.ndarray
+    """Whether each prompt's subject stands beside the concept, and shall stay, (P,) bool: whether
+    benign prompts have it too. The dagger of "a dagger" is the concept itself."""
+
     def tried(self, setting: Setting, outcome: Outcome, opened: float) -> Tried:
         """Return what a setting does.
 
@@ -84,6 +88,7 @@ class Plain:
             opened: Share of benign pictures for which it opens.
         """
         clusters, right, subject = self.clusters[IMPLYING], self.outcome.subject, None
+        right = None if right is None else right & self.beside
         if right is not None and outcome.subject is not None and right.any():
             own = [clusters[place] for place in np.flatnonzero(right)]
             subject = cluster_bootstrap(outcome.subject[right].astype(float), own)
@@ -123,8 +128,13 @@ def undefended(job: Job) -> Plain:
         subject=implying.column("subject") if implying.has("subject") else None,
         kept=np.ones(len(cases[BENIGN])),
     )
-    clusters = {name: pictures.clusters for name, pictures in seen.items()}
-    return Plain(outcome=outcome, clusters=clusters, floor=floor)
+    benign = {case.noun for case in cases[BENIGN]}
+    return Plain(
+        outcome=outcome,
+        clusters={name: pictures.clusters for name, pictures in seen.items()},
+        floor=floor,
+        beside=np.array([case.noun in benign for case in cases[IMPLYING]]),
+    )
 
 
 def defended(
