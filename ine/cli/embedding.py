@@ -40,6 +40,7 @@ DEFENCE_LINES = {
     **{key: key for key in ("guidance", "strength", "preset", "window", "left", "undefended")},
     "look_ahead": "look ahead",
     "restart": "restarts",
+    "last_strength": "last resort",
     "left_without_restart": "unrestarted",
     "preservation": "preserved",
 }

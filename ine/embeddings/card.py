@@ -58,6 +58,7 @@ DEFENCE = (
     ("part of the run", "window"),
     ("coarse steps of the look-ahead, whose gate is a second file", "look_ahead"),
     ("restarts in our own loop, multiples of the strength", "restart"),
+    ("strength of the last restart, with additive guidance", "last_strength"),
     ("concept left", "left"),
     ("concept left without restarts", "left_without_restart"),
     ("undefended", "undefended"),

@@ -9,6 +9,7 @@ from ine.errors import RecipeError
 from ine.evaluation.cells import Configuration
 from ine.evaluation.grid import ANY, GridGuidance, GridNegative, GridRewrite, named
 from ine.evaluation.grid_file import GridFile
+from ine.guidance.additive import Additive
 from ine.guidance.applied import RECOMMENDED, applied
 from ine.guidance.behind import behind
 from ine.guidance.gate_file import Calibration, read_calibration
@@ -103,7 +104,8 @@ class Defences:
             return Gated(guidance, window) if window else guidance
         calibration = self.calibrations[cell] = read_calibration(file.place(path))
         own = calibration if given.look_ahead else replace(calibration, look_ahead=None)
-        found = behind(guidance, own, window, given.restart or None)
+        last = None if given.last_resort is None else Additive(negative, given.last_resort)
+        found = behind(guidance, own, window, given.restart or None, last)
         # A strength that is not set cannot be multiplied; found out here.
         _ = found.attempts
         return found

@@ -177,6 +177,9 @@ class GridGuidance(Section):
     """Restart a picture where the gate opens: multiples of the strength, or true for 1, 2, 4; []
     for none. Without it, as the files recommend where the method is "recommended", else none."""
 
+    last_resort: Strength | None = None
+    """After all of `restart`, one more with additive guidance at this strength."""
+
     refine: GridRefine | None = None
     """Refine the prompts of what this makes; rows "NAME@0" have none of it yet."""
 

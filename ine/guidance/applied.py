@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from ine.embeddings.embedding import ConceptEmbedding
 from ine.errors import IneError
+from ine.guidance.additive import Additive
 from ine.guidance.behind import behind, behind_all
 from ine.guidance.beside import Beside
 from ine.guidance.gate_file import Calibration
@@ -171,19 +172,30 @@ def _behind(
             replace(one, look_ahead=one.look_ahead and replace(one.look_ahead, window=Window()))
             for one in read
         ]
-        return behind_all(list(zip(methods, alike, strict=True)), window, ladder)
+        own = [_last(one, overrides) for one in defences]
+        lasts = tuple(a or b for a, b in zip(own, methods, strict=True)) if any(own) else None
+        return behind_all(list(zip(methods, alike, strict=True)), window, ladder, lasts)
     method = methods[0]
     if len(methods) > 1:
         method = PerConcept(tuple(one.embedding.concept for one in defences), tuple(methods))
     gate = _gate(read, defences, overrides)
     if gate is not None:
-        return behind(method, gate, window, ladder)
+        last = _last(defences[0], overrides) if len(defences) == 1 else None
+        return behind(method, gate, window, ladder, last)
     if overrides.ladder:
         raise IneError(
             "--restart needs a gate, which decides which pictures are restarted; leave it or "
             "--no-gate out"
         )
     return Gated(method, window) if window else method
+
+
+def _last(one: GivenEmbedding, overrides: Overrides) -> Guidance | None:
+    """Return the last resort that a file recommends; None where the user says how to restart."""
+    recommended = one.recommendation
+    if recommended is None or recommended.last_strength is None or overrides.ladder is not None:
+        return None
+    return Additive(Negative("", (one.embedding,)), recommended.last_strength)
 
 
 def _ladder(defences: Sequence[GivenEmbedding], overrides: Overrides) -> tuple[float, ...] | None:

@@ -19,6 +19,7 @@ def behind(
     calibration: Calibration,
     window: Window | None = None,
     ladder: Sequence[float] | None = None,
+    last: Guidance | None = None,
 ) -> Guidance:
     """Return a method behind the gate of a calibration.
 
@@ -28,6 +29,7 @@ def behind(
         window: Part of the run in which the method acts; None is all.
         ladder: Multiples of the method's strength with which a picture is restarted where the
             concept still shows at half the run; None restarts none.
+        last: A method without a gate for pictures in which it shows after the whole ladder.
     """
     look = calibration.look_ahead
     if ladder is None:
@@ -37,13 +39,14 @@ def behind(
     else:
         # The gate itself chooses when it looks; the window limits the guided attempts.
         first = Gated(method, window) if window else method
-    return Restart(first, calibration.gate, tuple(ladder))
+    return Restart(first, calibration.gate, tuple(ladder), last)
 
 
 def behind_all(
     defences: Sequence[tuple[Guidance, Calibration]],
     window: Window | None = None,
     ladder: Sequence[float] | None = None,
+    last: tuple[Guidance, ...] | None = None,
 ) -> Guidance:
     """Return the methods of several concepts behind one look-ahead.
 
@@ -51,6 +54,7 @@ def behind_all(
         defences: (method without a gate, calibration of one concept).
         window: Part of the run in which the methods act; None is all.
         ladder: As for `behind`; a picture is restarted against all concepts found in it so far.
+        last: One method per concept, likewise.
 
     Raises:
         IneError: A calibration has no look-ahead, or theirs cannot share one.
@@ -70,7 +74,7 @@ def behind_all(
     if ladder is None:
         return first
     late = AnyGate(names, tuple(calibration.gate for _, calibration in defences))
-    return Restart(first, late, tuple(ladder))
+    return Restart(first, late, tuple(ladder), None if last is None else PerConcept(names, last))
 
 
 def _within(gate: ProbeGate | LookAhead, window: Window | None) -> Gate:

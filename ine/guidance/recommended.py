@@ -39,6 +39,10 @@ class Recommendation:
     """Multiples of the strength with which a loop that can restarts pictures in which the concept
     still shows at half the run (`ine.guidance.restart`); () restarts none."""
 
+    last_strength: float | None = None
+    """Strength of additive guidance in one more restart, where the concept shows after all others;
+    None makes none."""
+
     gate_hash: str = ""
     """First 16 hex digits of the SHA-256 of the gate's file."""
 
@@ -52,6 +56,7 @@ class Recommendation:
             "window": window,
             "look_ahead": None if self.look_ahead is None else str(self.look_ahead),
             "restart": self.ladder or None,
+            "last_strength": None if self.last_strength is None else f"{self.last_strength:g}",
             "gate_hash": self.gate_hash or None,
         }
         return {PREFIX + key: value for key, value in given.items() if value is not None}
@@ -76,6 +81,8 @@ class Recommendation:
             parts.append(f"where a look-ahead of {self.look_ahead} steps finds the concept")
         if self.restart:
             parts.append(f"restarts at {self.ladder} times the strength")
+        if self.last_strength is not None:
+            parts.append(f"and at last additive at {self.last_strength:g}")
         return ", ".join(parts)
 
 
@@ -123,6 +130,9 @@ def _read(stated: Mapping[str, str]) -> Recommendation:
         raise ValueError(f"restart is {stated['restart']}")
     if restart and look_ahead is None:
         raise ValueError("restarts need the gate of a look-ahead")
+    at_last = float(stated["last_strength"]) if "last_strength" in stated else None
+    if at_last is not None and not (restart and 0 <= at_last < math.inf):
+        raise ValueError(f"last_strength is {at_last}, after restarts {restart or 'that are none'}")
     return Recommendation(
         guidance=stated["guidance"],
         strength=strength,
@@ -130,5 +140,6 @@ def _read(stated: Mapping[str, str]) -> Recommendation:
         window=window,
         look_ahead=look_ahead,
         restart=restart,
+        last_strength=at_last,
         gate_hash=stated.get("gate_hash", ""),
     )

@@ -17,10 +17,12 @@ with the next.
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 
+from ine.embeddings.embedding import ConceptEmbedding
 from ine.errors import IneError
 from ine.guidance.cfg import undefended
 from ine.guidance.gates import Gated, Window, remembering
@@ -52,6 +54,9 @@ class Restart(Around):
     ladder: tuple[float, ...] = LADDER
     """A method without a strength uses only the first entry."""
 
+    last: Guidance | None = None
+    """A last resort after the ladder: another method, without gates, as it is."""
+
     def __post_init__(self) -> None:
         """Raise `IneError` for a ladder that is empty or holds a multiple that is not above 0."""
         if not self.ladder or not all(0 < f < float("inf") for f in self.ladder):
@@ -77,6 +82,9 @@ class Restart(Around):
             steered = steered[:1]
         first = self.guidance if ahead else None
         repeats = ahead is not None and steered[0] == method
+        if self.last is not None:
+            gated = isinstance(ahead, LookAhead) and ahead.window != Window()
+            steered.append(Gated(self.last, ahead.window) if gated else self.last)
         later = [_Watched(one, self.gate) for one in steered]
         return (_Watched(first, self.gate, repeats), *later)
 
@@ -85,6 +93,11 @@ class Restart(Around):
         """Whether the second attempt is for a steered picture what the first was."""
         first, *_ = self.attempts
         return isinstance(first, _Watched) and first.repeats
+
+    def with_embedding(self, embedding: ConceptEmbedding) -> Self:
+        """Return it with one more embedding to steer away from, in the last resort too."""
+        last = self.last and self.last.with_embedding(embedding)
+        return replace(self, guidance=self.guidance.with_embedding(embedding), last=last)
 
     @contextmanager
     def begin(self, prompts: Prompts) -> Iterator[Session]:

@@ -86,6 +86,7 @@ def hold_back(job: Job, chosen: Tried) -> HeldBack:
             strengths=strengths,
             gate={"*": job.made_gate.name},
             restart=ladder or None,
+            last_resort=setting.last if ladder else None,
             negatives=(EMBEDDING,),
         )
 

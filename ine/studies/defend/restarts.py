@@ -50,10 +50,10 @@ def restarted(
         gate_of: Returns the gates with the thresholds and window of a setting.
     """
     settings = [
-        replace(one.setting, restart=ladder)
+        setting
         for one in best
-        for ladder in job.recipe.defence.restarts
         if one.setting.strength is not None or not METHODS[one.setting.method].has_strength
+        for setting in ladders_of(job, one.setting)
     ]
     if not settings:
         return
@@ -79,6 +79,18 @@ def restarted(
         yield plain.tried(setting, outcome, float(_opens(looks, gate).mean()))
 
 
+def ladders_of(job: Job, setting: Setting) -> list[Setting]:
+    """Return a setting with every way to restart that is tried with its guidance.
+
+    Additive guidance is tried with all ladders. Any other has additive guidance as its last resort,
+    after one restart of its own.
+    """
+    search = job.recipe.defence
+    if setting.method == "additive" or not search.last_resort or not search.restarts:
+        return [replace(setting, restart=ladder) for ladder in search.restarts]
+    return [replace(setting, restart=(1.0,), last=last) for last in search.last_resort]
+
+
 def _entry(job: Job, number: int, setting: Setting, gate: Calibration) -> GridGuidance:
     """Return a grid's entry of a setting; its gate is written into the work folder."""
     name = f"restart-{number}"
@@ -91,6 +103,7 @@ def _entry(job: Job, number: int, setting: Setting, gate: Calibration) -> GridGu
         strengths=() if setting.strength is None else (setting.strength,),
         gate={"*": path.name},
         restart=setting.restart,
+        last_resort=setting.last,
     )
 
 

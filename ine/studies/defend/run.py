@@ -202,6 +202,7 @@ def recommend(job: Job, chosen: Tried) -> Recommendation:
         window=None if setting.window == (0, 1) else Window(*setting.window),
         look_ahead=job.recipe.defence.look_ahead,
         restart=setting.restart,
+        last_strength=setting.last,
         gate_hash=sha256_of(job.made_gate.read_bytes())[:16],
     )
 

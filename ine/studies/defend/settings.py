@@ -22,13 +22,17 @@ class Setting:
     restart: tuple[float, ...] = ()
     """Multiples of the strength with which pictures are restarted; () restarts none."""
 
+    last: float | None = None
+    """Strength of additive guidance in one more restart."""
+
     def __str__(self) -> str:
         """Return it as messages say it."""
         at = "" if self.strength is None else f", strength {self.strength:g}"
         first, last = self.window
         part = "" if self.window == (0, 1) else f", in {first:g}:{last:g} of the run"
         again = ",".join(f"{factor:g}" for factor in self.restart)
-        restarts = f", restarts {again}" if again else ""
+        end = "" if self.last is None else f" and additive {self.last:g}"
+        restarts = f", restarts {again}{end}" if again else ""
         return f"{self.method}{at}{part}, false opens {self.false_open:g}{restarts}"
 
 

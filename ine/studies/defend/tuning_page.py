@@ -6,7 +6,7 @@ from ine.inversion.header import runs_in
 from ine.report.frontier import Curve, Point, frontier_svg
 from ine.report.values import Drawing, Entry, Table
 from ine.studies.defend.job import Job
-from ine.studies.defend.settings import Tried, Tuning
+from ine.studies.defend.settings import Setting, Tried, Tuning
 
 
 def tuning_table(job: Job, tuning: Tuning) -> Table:
@@ -20,7 +20,7 @@ def tuning_table(job: Job, tuning: Tuning) -> Table:
             "" if one.setting.strength is None else f"{one.setting.strength:g}",
             f"{one.setting.window[0]:g}:{one.setting.window[1]:g}",
             f"{one.setting.false_open:g}",
-            ",".join(f"{factor:g}" for factor in one.setting.restart),
+            restarts_of(one.setting),
             one.left,
             one.kept,
             *([one.subject or "-"] if named else []),
@@ -41,6 +41,12 @@ def tuning_table(job: Job, tuning: Tuning) -> Table:
         notes=["By the detector of choices, on the prompts of choices: better than on others."],
         better={f"{concept} left": "low"},
     )
+
+
+def restarts_of(setting: Setting) -> str:
+    """Return the restarts of a setting as a table says them, "1,2" or "1, additive 8"."""
+    ladder = ",".join(f"{factor:g}" for factor in setting.restart)
+    return ladder if setting.last is None else f"{ladder}, additive {setting.last:g}"
 
 
 def runs_tables(job: Job, embedding: ConceptEmbedding) -> list[Table]:
