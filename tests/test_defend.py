@@ -30,6 +30,7 @@ from ine.sampling import PictureRequest, SamplerSettings, generate
 from ine.studies.defend.job import MODEL, Job, Watch
 from ine.studies.defend.outcomes import Outcome, Plain
 from ine.studies.defend.prompts import BENIGN, IMPLYING, prompts_for
+from ine.studies.defend.restarts import ladders_of
 from ine.studies.defend.run import check_reached, run_defend
 from ine.studies.defend.settings import Setting, Tuning, check_search
 from ine.studies.defend.teaching import teach
@@ -310,6 +311,20 @@ def test_what_restarts_do_is_what_generate_does(made, judged, job_in, tiny_parts
         restarted += not np.array_equal(benign, without)
     assert restarted, "restarts change nothing here, so nothing is tested"
     assert len({one.kept.value for one in (once, *again)}) > 1
+
+
+def test_guidance_other_than_additive_ends_in_additive(job_in, tmp_path):
+    job = job_in(tmp_path)
+    search = job.recipe.defence
+    additive = ladders_of(job, replace(SETTING, method="additive", strength=8.0))
+    assert [one.restart for one in additive] == list(search.restarts)
+    assert all(one.last is None for one in additive)
+    other = ladders_of(job, replace(SETTING, method="contextual", strength=6.0))
+    assert [(one.restart, one.last) for one in other] == [((1.0,), s) for s in search.last_resort]
+    for change in ("defence.last_resort=[]", "defence.restarts=[]"):
+        job = job_in(tmp_path, recipe=load_recipe("fire", [*SMALL, change]))
+        found = ladders_of(job, replace(SETTING, method="contextual", strength=6.0))
+        assert all(one.last is None for one in found)
 
 
 def outcome(flagged, subject, kept):

@@ -19,6 +19,7 @@ from ine.guidance.additive import Additive
 from ine.guidance.applied import applied
 from ine.guidance.beside import Beside
 from ine.guidance.cfg import ClassifierFree
+from ine.guidance.contextual import Contextual
 from ine.guidance.gate_file import Calibration, gate_path, read_calibration, write_calibration
 from ine.guidance.gates import Gated, Window
 from ine.guidance.given import GivenEmbedding
@@ -193,6 +194,45 @@ def test_restarts_are_left_out_in_words(restarting, overrides, said, caplog):
     caplog.set_level(logging.INFO, "ine")
     assert isinstance(guidance_of(restarting, **overrides), Gated)
     assert said in caplog.text
+
+
+def test_a_last_resort_is_the_last_attempt_of_all(fire, tmp_path):
+    (tmp_path / "last").mkdir()
+    resort = replace(STRONG, guidance="contextual", restart=(1.0,), last_strength=12.0)
+    file = write_defence(tmp_path / "last", recommended=resort)
+    assert str(recommendation_of(read_embedding(file))).endswith("and at last additive at 12")
+    found = guidance_of(file, scale=5.0)
+    negative = found.negative
+    assert found.last == Additive(negative, 12.0)
+    first, second, third = (attempt.guidance for attempt in found.attempts)
+    assert isinstance(first.gate, LookAhead)
+    assert second == Gated(Contextual(negative, 8.0), Window(0, 0.6))
+    assert third == Gated(Additive(negative, 12.0), Window(0, 0.6))
+    # A steered picture skips what would repeat its first attempt.
+    assert found.repeats
+    # Who says how to restart says all of it.
+    assert guidance_of(file, ladder=(1.0, 2.0), scale=5.0).last is None
+    more = found.with_embedding(new_embedding(noise(1, 32, seed=8), "more", "fire"))
+    assert more.last.negative == more.negative != negative
+    # Of several files each has its own; one that recommends none is steered as before.
+    several = guidance_of(file, fire_beside(tmp_path), scale=5.0)
+    kinds = [type(one) for one in several.last.guidances]
+    assert kinds == [Additive, ClassifierFree]
+
+
+def fire_beside(tmp_path):
+    plain = replace(STRONG, guidance="cfg", strength=None)
+    return write_defence(tmp_path / "last", "weapon", 2, plain)
+
+
+@pytest.mark.parametrize(("restart", "last"), [(None, "8"), ("1", "nan"), ("1", "-2")])
+def test_a_last_resort_that_makes_no_sense_is_refused(restart, last):
+    about = {**STRONG.metadata(), "ine.defence.last_strength": last}
+    if restart:
+        about["ine.defence.restart"] = restart
+    embedding = new_embedding(noise(2, 32), "fire-neg", "fire", about)
+    with pytest.raises(EmbeddingError, match="last_strength is"):
+        recommendation_of(embedding)
 
 
 def test_a_gate_that_the_user_gives_may_restart_too(restarting):

@@ -83,8 +83,8 @@ class Restart(Around):
         first = self.guidance if ahead else None
         repeats = ahead is not None and steered[0] == method
         if self.last is not None:
-            gated = isinstance(ahead, LookAhead) and ahead.window != Window()
-            steered.append(Gated(self.last, ahead.window) if gated else self.last)
+            part = ahead.window if isinstance(ahead, LookAhead) else Window()
+            steered.append(self.last if part == Window() else Gated(self.last, part))
         later = [_Watched(one, self.gate) for one in steered]
         return (_Watched(first, self.gate, repeats), *later)
 
