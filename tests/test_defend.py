@@ -30,7 +30,7 @@ from ine.sampling import PictureRequest, SamplerSettings, generate
 from ine.studies.defend.job import MODEL, Job, Watch
 from ine.studies.defend.outcomes import Outcome, Plain
 from ine.studies.defend.prompts import BENIGN, IMPLYING, prompts_for
-from ine.studies.defend.restarts import ladders_of
+from ine.studies.defend.restarts import is_whole, ladders_of
 from ine.studies.defend.run import check_reached, run_defend
 from ine.studies.defend.settings import Setting, Tuning, check_search
 from ine.studies.defend.teaching import teach
@@ -320,11 +320,16 @@ def test_guidance_other_than_additive_ends_in_additive(job_in, tmp_path):
     assert [one.restart for one in additive] == list(search.restarts)
     assert all(one.last is None for one in additive)
     other = ladders_of(job, replace(SETTING, method="contextual", strength=6.0))
-    assert [(one.restart, one.last) for one in other] == [((1.0,), s) for s in search.last_resort]
-    for change in ("defence.last_resort=[]", "defence.restarts=[]"):
+    assert [(one.restart, one.last) for one in other] == [
+        (ladder, search.last_resort) for ladder in search.restarts
+    ]
+    # Without it no other guidance is chosen.
+    alone = replace(SETTING, method="contextual", strength=6.0)
+    assert [is_whole(job, one) for one in (*additive, *other, alone)] == [True] * 4 + [False]
+    for change in ("defence.last_resort=null", "defence.restarts=[]"):
         job = job_in(tmp_path, recipe=load_recipe("fire", [*SMALL, change]))
-        found = ladders_of(job, replace(SETTING, method="contextual", strength=6.0))
-        assert all(one.last is None for one in found)
+        assert all(one.last is None for one in ladders_of(job, alone))
+        assert is_whole(job, alone)
 
 
 def outcome(flagged, subject, kept):

@@ -204,9 +204,10 @@ class DefenceSearch(Section):
     )
     """Ladders of restarts, multiples of the strength; each is tried on the best settings."""
 
-    last_resort: tuple[Strength, ...] = (8.0, 12.0)
-    """Strengths of additive guidance that restart at last what any other guidance leaves: that
-    away from a picture's own context does little where the prompt is the concept itself."""
+    last_resort: Strength | None = 8.0
+    """Strength of additive guidance that restarts at last what any other guidance leaves: that away
+    from a picture's own context does little where the prompt is the concept itself. None for none,
+    and with one no other guidance is chosen without it."""
 
     restarted: Count = 2
     """How many of the settings without restarts, the best first, are tried with them."""

@@ -61,9 +61,9 @@ def stages_of(
     looked = sum(tuning.values())
     settings = sum(len(s) or 1 for s in search.guidances.values()) * len(search.windows)
     opened = tuning[IMPLYING] + math.ceil(max(search.false_open) * tuning[BENIGN])
-    ways = max(len(search.restarts), len(search.last_resort)) if search.restarts else 0
-    again = min(search.restarted, settings) * ways
-    most = 1 + max(2, *map(len, search.restarts)) if search.restarts else 1
+    again = min(search.restarted, settings) * len(search.restarts)
+    # The first attempt, the ladder, the last resort.
+    most = 2 + max(map(len, search.restarts), default=0)
     # The report shows the defence with restarts and without.
     repeated = 3 * (1 + most) if again else 0
     held_back = sum(map(len, prompts.held_back.values()))

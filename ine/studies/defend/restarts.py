@@ -29,6 +29,9 @@ from ine.studies.defend.outcomes import (
 from ine.studies.defend.prompts import BENIGN, IMPLYING
 from ine.studies.defend.settings import Setting, Tried
 
+ADDITIVE = "additive"
+"""The guidance of a last resort."""
+
 RESTARTED = "restarted-"
 """What the sets of pictures that may be restarted are called."""
 
@@ -82,13 +85,18 @@ def restarted(
 def ladders_of(job: Job, setting: Setting) -> list[Setting]:
     """Return a setting with every way to restart that is tried with its guidance.
 
-    Additive guidance is tried with all ladders. Any other has additive guidance as its last resort,
-    after one restart of its own.
+    Any guidance but additive has additive guidance as its last resort.
     """
     search = job.recipe.defence
-    if setting.method == "additive" or not search.last_resort or not search.restarts:
-        return [replace(setting, restart=ladder) for ladder in search.restarts]
-    return [replace(setting, restart=(1.0,), last=last) for last in search.last_resort]
+    last = None if setting.method == ADDITIVE else search.last_resort
+    return [replace(setting, restart=ladder, last=last) for ladder in search.restarts]
+
+
+def is_whole(job: Job, setting: Setting) -> bool:
+    """Return whether a setting has the last resort that a recipe wants for its guidance."""
+    search = job.recipe.defence
+    wanted = search.restarts and search.last_resort is not None and setting.method != ADDITIVE
+    return setting.last is not None or not wanted
 
 
 def _entry(job: Job, number: int, setting: Setting, gate: Calibration) -> GridGuidance:

@@ -32,7 +32,7 @@ from ine.studies.defend.outcomes import (
     undefended,
 )
 from ine.studies.defend.prompts import BENIGN, IMPLYING
-from ine.studies.defend.restarts import restarted
+from ine.studies.defend.restarts import is_whole, restarted
 from ine.studies.defend.settings import Setting, Tried, Tuning
 from ine.studies.reading import GridResult
 
@@ -71,7 +71,8 @@ def tune(job: Job, looks: Looks, gate_of: Callable[[Setting], Calibration]) -> T
     once = list(_without_restarts(job, looks, plain, opened, thresholds))
     best = _best(job, [one for one in once if margin(job, one) >= -ROUNDING])
     tried = [*once, *restarted(job, looks, plain, best, gate_of)]
-    options = [(one, one.left.value, margin(job, one)) for one in tried]
+    whole = [one for one in tried if is_whole(job, one.setting)]
+    options = [(one, one.left.value, margin(job, one)) for one in whole or tried]
     chosen, reached = best_of(options, -ROUNDING, _strongest_last)
     before = plain.tried(chosen[0].setting, plain.outcome, 0.0)
     return Tuning(tried=tuple(tried), chosen=chosen[0], reached=reached, undefended=before.left)
