@@ -253,7 +253,8 @@ def test_the_choice_is_by_the_rule_of_grids(made):
     once = [one for one in tuning.tried if not one.setting.restart]
     assert len(once) == 2 * 2 * 3  # windows, thresholds, guidances with strengths
     search = load_recipe("fire").defence
-    assert len(tuning.tried) - len(once) == search.restarted * len(search.restarts)
+    # Of both guidances two of several strengths and windows.
+    assert len(tuning.tried) - len(once) == 2 * search.restarted * len(search.restarts)
     assert tuning.chosen in able
     assert tuning.chosen.left.value == min(one.left.value for one in able)
     assert len({one.left.value for one in tuning.tried}) > 1, "all are alike, so nothing is tested"

@@ -210,7 +210,7 @@ class DefenceSearch(Section):
     and with one no other guidance is chosen without it."""
 
     restarted: Count = 2
-    """How many of the settings without restarts, the best first, are tried with them."""
+    """How many settings of each guidance, the best without restarts first, are tried with them."""
 
     subject: Share = 0.95
     """Least share of pictures that keep the subject of a prompt that implies the concept, of those

@@ -61,7 +61,11 @@ def stages_of(
     looked = sum(tuning.values())
     settings = sum(len(s) or 1 for s in search.guidances.values()) * len(search.windows)
     opened = tuning[IMPLYING] + math.ceil(max(search.false_open) * tuning[BENIGN])
-    again = min(search.restarted, settings) * len(search.restarts)
+    each = [
+        min(search.restarted, (len(s) or 1) * len(search.windows))
+        for s in search.guidances.values()
+    ]
+    again = sum(each) * len(search.restarts)
     # The first attempt, the ladder, the last resort.
     most = 2 + max(map(len, search.restarts), default=0)
     # The report shows the defence with restarts and without.

@@ -87,12 +87,14 @@ def margin(job: Job, one: Tried) -> float:
 
 
 def _best(job: Job, able: Sequence[Tried]) -> list[Tried]:
-    """Return the settings to try with restarts: of each guidance, strength and window the best."""
-    found: dict[tuple[Any, ...], Tried] = {}
+    """Return the settings to try with restarts: of each guidance the best strengths and windows."""
+    found: dict[str, dict[tuple[Any, ...], Tried]] = {}
     for one in sorted(able, key=_order):
         setting = one.setting
-        found.setdefault((setting.method, setting.strength, setting.window), one)
-    return list(found.values())[: job.recipe.defence.restarted]
+        own = found.setdefault(setting.method, {})
+        own.setdefault((setting.strength, setting.window), one)
+    most = job.recipe.defence.restarted
+    return [one for own in found.values() for one in list(own.values())[:most]]
 
 
 def _order(one: Tried) -> tuple[float, ...]:
