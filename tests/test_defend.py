@@ -28,9 +28,10 @@ from ine.models.loading import load_parts
 from ine.recipe import load_recipe
 from ine.sampling import PictureRequest, SamplerSettings, generate
 from ine.studies.defend.job import MODEL, Job, Watch
+from ine.studies.defend.looks import Looks
 from ine.studies.defend.outcomes import Outcome, Plain
 from ine.studies.defend.prompts import BENIGN, IMPLYING, prompts_for
-from ine.studies.defend.restarts import is_whole, ladders_of
+from ine.studies.defend.restarts import is_whole, ladders_of, opens_for
 from ine.studies.defend.run import check_reached, run_defend
 from ine.studies.defend.settings import Setting, Tuning, check_search
 from ine.studies.defend.teaching import teach
@@ -331,6 +332,14 @@ def test_guidance_other_than_additive_ends_in_additive(job_in, tmp_path):
         job = job_in(tmp_path, recipe=load_recipe("fire", [*SMALL, change]))
         assert all(one.last is None for one in ladders_of(job, alone))
         assert is_whole(job, alone)
+
+
+def test_a_benign_picture_is_made_if_either_look_may_open(made):
+    gate = read_calibration(made[0].gate)
+    ahead, late = with_thresholds(gate.look_ahead, 0.0), replace(gate.gate, threshold=1.0)
+    looks = Looks(scores={IMPLYING: [], BENIGN: [0.5, -1.0, -1.0]}, late=[0.5, 1.5, 0.5])
+    opens = opens_for(looks, replace(gate, look_ahead=ahead, gate=late))
+    assert opens.tolist() == [True, True, False]
 
 
 def outcome(flagged, subject, kept):

@@ -310,3 +310,14 @@ def test_a_window_limits_the_restarted_attempts_too(pipe):
     whole, _ = protected(pipe, METHOD)
     assert (whole - expected).abs().max() > 0.01
     assert replace(part, first=0.1) != part
+
+
+def test_an_attempt_of_which_nothing_is_kept_ends_at_its_look(pipe):
+    """As in our own loop: where all pictures are restarted once more, the rest is not made."""
+    _, short = protected(pipe, restarting(NEVER, ALWAYS, (1.0,)))
+    found, handle = protected(pipe, restarting(NEVER, ALWAYS, (1.0, 2.0)))
+    last, until_the_look = 3 * 6 + 1, 3 * 4 + 1
+    assert handle.unet_calls[0] == short.unet_calls[0] + until_the_look
+    assert short.unet_calls[0] == 2 * 6 + (2 * 2 + 1) + 1 + last
+    expected, _ = protected(pipe, METHOD.scaled(2.0))
+    torch.testing.assert_close(found, expected, **CLOSE)

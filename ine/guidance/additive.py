@@ -14,7 +14,6 @@ from typing import ClassVar
 
 import torch
 
-from ine.guidance.cfg import check_guided
 from ine.guidance.method import MethodSession
 from ine.guidance.protocol import (
     Prompts,
@@ -51,14 +50,13 @@ class Additive(OwnStrength):
         Raises:
             IneError: No strength is given, and w - 1 is not above zero.
         """
-        if self.strength is None:
-            check_guided(prompts.scale, self.negative, "additive without a strength")
+        strength = self.strength_for(prompts)
         yield _Session(
             positive=prompts.positive(),
             empty=prompts.empty(),
             negative=self.negative.condition(prompts),
             scale=prompts.scale,
-            strength=prompts.scale - 1 if self.strength is None else self.strength,
+            strength=strength,
         )
 
 

@@ -82,7 +82,7 @@ def _say(one: GivenEmbedding, overrides: Overrides) -> None:
         recommended,
         f"; as asked for instead: {other}" if other else "",
         "; restarts are left out, which this loop cannot make"
-        if recommended.restart and not overrides.can_restart
+        if recommended.restart and overrides.ladder is None and not overrides.can_restart
         else "",
     )
 

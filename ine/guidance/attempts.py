@@ -1,9 +1,9 @@
 """Which pictures are restarted, and with which attempt: shared by every loop that restarts any."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ine.guidance.protocol import Again
+from ine.guidance.protocol import Again, Guidance
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,18 @@ class Due:
         due = dict.fromkeys(pictures, 0)
         return cls(due, dict.fromkeys(due, frozenset()))
 
-    def rows(self, number: int) -> list[int]:
-        """Return the pictures that are due for an attempt."""
-        return [i for i, wanted in self.attempts.items() if wanted == number]
+    def turns(
+        self, attempts: Sequence[Guidance], first: int = 0
+    ) -> Iterator[tuple[int, Guidance, list[int]]]:
+        """Yield (number, attempt, pictures that are due for it) of those that have any.
+
+        Args:
+            attempts: Those of the guidance.
+            first: Number of the first; `took` is to be called with what each says.
+        """
+        for number, attempt in list(enumerate(attempts))[first:]:
+            if rows := [i for i, wanted in self.attempts.items() if wanted == number]:
+                yield number, attempt, rows
 
     def found(self, pictures: Sequence[int]) -> tuple[frozenset[str], ...]:
         """Return what earlier attempts found in pictures."""
@@ -36,3 +45,14 @@ class Due:
             if place in again:
                 self.attempts[i] = number + again[place].further
                 self.known[i] = self.known.get(i, frozenset()) | again[place].found
+
+
+def all_again(again: Mapping[int, Again], count: int, left: int) -> bool:
+    """Return whether every picture is to be restarted and can be: nothing of a run is kept.
+
+    Args:
+        again: The pictures to restart.
+        count: Pictures of the run.
+        left: Attempts that may follow.
+    """
+    return len(again) == count and all(one.further <= left for one in again.values())

@@ -26,7 +26,6 @@ from typing import ClassVar
 import torch
 
 from ine.errors import IneError
-from ine.guidance.cfg import check_guided
 from ine.guidance.method import MethodSession
 from ine.guidance.negative import Negative
 from ine.guidance.protocol import Prompts, QueryUNet, Session, Step, UNetQuery
@@ -84,8 +83,7 @@ class Contextual(OwnStrength):
         Raises:
             IneError: No strength is given, and w - 1 is not above zero.
         """
-        if self.strength is None:
-            check_guided(prompts.scale, self.negative, "contextual without a strength")
+        strength = self.strength_for(prompts)
         positive = prompts.positive()
         offset = direction_to(self.negative, prompts).times(self.shift)
         yield _Session(
@@ -94,7 +92,7 @@ class Contextual(OwnStrength):
             moved=positive.moved(offset),
             offset=offset,
             scale=prompts.scale,
-            strength=prompts.scale - 1 if self.strength is None else self.strength,
+            strength=strength,
             shift=self.shift,
         )
 

@@ -13,6 +13,7 @@ from ine.errors import EmbeddingError, IneError
 from ine.guidance.gates import Window
 from ine.guidance.negative import Negative
 from ine.guidance.protocol import Guidance
+from ine.guidance.restart import ladder_text
 from ine.guidance.table import METHODS, build_guidance
 
 PREFIX = "ine.defence."
@@ -55,16 +56,11 @@ class Recommendation:
             "preset": self.preset,
             "window": window,
             "look_ahead": None if self.look_ahead is None else str(self.look_ahead),
-            "restart": self.ladder or None,
+            "restart": ladder_text(self.restart) or None,
             "last_strength": None if self.last_strength is None else f"{self.last_strength:g}",
             "gate_hash": self.gate_hash or None,
         }
         return {PREFIX + key: value for key, value in given.items() if value is not None}
-
-    @property
-    def ladder(self) -> str:
-        """The multiples of the restarts, "1,2"; "" for none."""
-        return ",".join(f"{factor:g}" for factor in self.restart)
 
     def method(self, negative: Negative) -> Guidance:
         """Return the guidance with a negative, without gate and window."""
@@ -80,7 +76,7 @@ class Recommendation:
         if self.look_ahead is not None:
             parts.append(f"where a look-ahead of {self.look_ahead} steps finds the concept")
         if self.restart:
-            parts.append(f"restarts at {self.ladder} times the strength")
+            parts.append(f"restarts at {ladder_text(self.restart)} times the strength")
         if self.last_strength is not None:
             parts.append(f"and at last additive at {self.last_strength:g}")
         return ", ".join(parts)

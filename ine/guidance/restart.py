@@ -15,7 +15,7 @@ one that the look-ahead missed with the first strength of the ladder, one that w
 with the next.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Self
@@ -44,6 +44,11 @@ from ine.text.condition import Condition
 
 LADDER = (1.0, 2.0, 4.0)
 """Strengths of the attempts, as multiples of the method's own."""
+
+
+def ladder_text(ladder: Sequence[float]) -> str:
+    """Return a ladder as options and headers have it, "1,2"; "" for none."""
+    return ",".join(f"{factor:g}" for factor in ladder)
 
 
 @dataclass(frozen=True)
@@ -158,25 +163,46 @@ class _WatchedSession(MethodSession):
     @property
     def again(self) -> dict[int, Again]:
         """The pictures whose gate is open; one that was steered skips the attempt that repeats."""
-        inner, ahead, late = self._inner_notes(), self._ahead(), self.watch.found
-        return {
-            i: Again(
-                further=2 if self.repeats and inner[i].get("gate", {}).get("opened") else 1,
-                found=(late[i] if late else frozenset()) | (ahead[i] if ahead else frozenset()),
-            )
-            for i, note in enumerate(self.watch.notes())
-            if note["gate"]["opened"]
-        }
-
-    def _ahead(self) -> tuple[frozenset[str], ...] | None:
-        return None if self.inner is None else self.inner.found
+        ahead = None if self.inner is None else self.inner.found
+        return restarted_by(self.watch, self._inner_notes(), ahead, self.repeats)
 
     def _inner_notes(self) -> list[Notes]:
         return self.inner.notes() if self.inner else [{} for _ in range(len(self.positive))]
 
     def notes(self) -> list[Notes]:
-        found = []
-        for method, late in zip(self._inner_notes(), self.watch.notes(), strict=True):
-            ahead = {"look_ahead": method["gate"]} if "gate" in method else {}
-            found.append({**method, **ahead, **late})
-        return found
+        return watched_notes(self._inner_notes(), self.watch)
+
+
+def restarted_by(
+    watch: GateSession,
+    notes: Sequence[Notes],
+    ahead: tuple[frozenset[str], ...] | None,
+    repeats: bool,
+) -> dict[int, Again]:
+    """Return the pictures for which the watching gate of an attempt is open, and what follows.
+
+    Args:
+        watch: The gate.
+        notes: Of the attempt, one per picture, with those of its own gate if it has one.
+        ahead: Per picture, the concepts that its own gate found.
+        repeats: Whether the next attempt is this one again for pictures that its own gate opened
+            for; they skip it.
+    """
+    late = watch.found
+    return {
+        i: Again(
+            further=2 if repeats and notes[i].get("gate", {}).get("opened") else 1,
+            found=(late[i] if late else frozenset()) | (ahead[i] if ahead else frozenset()),
+        )
+        for i, note in enumerate(watch.notes())
+        if note["gate"]["opened"]
+    }
+
+
+def watched_notes(notes: Sequence[Notes], watch: GateSession) -> list[Notes]:
+    """Return the notes of an attempt with those of the gate that watches it, one per picture."""
+    found = []
+    for own, late in zip(notes, watch.notes(), strict=True):
+        ahead = {"look_ahead": own["gate"]} if "gate" in own else {}
+        found.append({**own, **ahead, **late})
+    return found

@@ -7,8 +7,10 @@ from typing import ClassVar, Self
 
 from ine.embeddings.embedding import ConceptEmbedding
 from ine.errors import IneError
+from ine.guidance.cfg import check_guided
 from ine.guidance.method import Method
 from ine.guidance.negative import Negative
+from ine.guidance.prompts import Prompts
 
 
 def suggested_strength(embeddings: Sequence[ConceptEmbedding]) -> float | None:
@@ -42,6 +44,17 @@ class OwnStrength(Method):
     def stated_strength(cls, embeddings: Sequence[ConceptEmbedding]) -> float | None:
         """Return the largest strength that embeddings state; see `suggested_strength`."""
         return suggested_strength(embeddings)
+
+    def strength_for(self, prompts: Prompts) -> float:
+        """Return s for a batch.
+
+        Raises:
+            IneError: No strength is given, and w - 1 is not above zero.
+        """
+        if self.strength is not None:
+            return self.strength
+        check_guided(prompts.scale, self.negative, f"{self.called} without a strength")
+        return prompts.scale - 1
 
     def with_fixed_strength(self, scale: float) -> Self:
         """Return it with w - 1 written out where no strength is given."""

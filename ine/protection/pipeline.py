@@ -120,7 +120,8 @@ def protect(
         )
     parts = parts_of(pipe)
     given = read_given(embeddings)
-    chosen = _recommended(given, guidance, gate, strength, restart and can_restart(pipe), restart)
+    ladder = None if restart else ()
+    chosen = _recommended(given, guidance, gate, strength, ladder, can_restart(pipe))
     own_gate = None if chosen or gate == RECOMMENDED else gate
     if chosen is None:
         chosen = _guidance([one.embedding for one in given], guidance or "cfg", strength)
@@ -139,13 +140,13 @@ def _recommended(
     guidance: str | Guidance | None,
     gate: Gate | str | None,
     strength: float | None,
-    restarts: bool,
-    wanted: bool,
+    ladder: tuple[float, ...] | None,
+    able: bool,
 ) -> Guidance | None:
     """Return the guidance that files recommend; None if they do not, or an object is given.
 
-    Its gate is in it, or the one that is given, and its restarts if the loop can and they are
-    wanted.
+    Its gate is in it, or the one that is given, and its restarts if the loop is able and the
+    ladder says no other.
     """
     if not (guidance is None or isinstance(guidance, str)):
         return None
@@ -162,8 +163,8 @@ def _recommended(
         guidance=guidance,
         strength=strength,
         gated=gate == RECOMMENDED,
-        ladder=None if wanted else (),
-        can_restart=restarts,
+        ladder=ladder,
+        can_restart=able,
     )
     found = applied(given, overrides).guidance
     if gate is None or gate == RECOMMENDED:

@@ -23,7 +23,7 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import resca
 
 from ine.errors import IneError
 from ine.files import sha256_of
-from ine.guidance.attempts import Due
+from ine.guidance.attempts import Due, all_again
 from ine.guidance.cfg import classifier_free
 from ine.guidance.protocol import (
     Again,
@@ -98,15 +98,20 @@ class Remade:
 
 
 def remake(
-    start: Beginning, attempt: Guidance, pictures: Sequence[int], found: tuple[frozenset[str], ...]
+    start: Beginning,
+    attempt: Guidance,
+    pictures: Sequence[int],
+    found: tuple[frozenset[str], ...],
+    left: int,
 ) -> Remade:
-    """Make pictures again.
+    """Make pictures again; the run ends early where all of them are restarted once more.
 
     Args:
         start: The run's first call.
         attempt: One of `Guidance.attempts`.
         pictures: Numbers in the batch.
         found: Per picture, the concepts that earlier attempts found.
+        left: Attempts that may follow.
     """
     call, scheduler = start.call.of(pictures), deepcopy(start.scheduler)
     prompts, nfe = start.prompts.of(pictures, found), [0] * len(pictures)
@@ -127,6 +132,8 @@ def remake(
             )
             output = _guided(start, prompts, session, step, _asking(call, step, start, nfe))
             x = scheduler.step(output.to(x.dtype), t, x, return_dict=False, **noise)[0]
+            if all_again(session.again, len(pictures), left):
+                break
         return Remade(latents=x, notes=session.notes(), nfe=nfe, again=session.again)
 
 
@@ -149,11 +156,8 @@ def restart(
     nfe, left, due = dict.fromkeys(again, 0), set(again), Due()
     pictures = list(again)
     due.took(0, pictures, dict(enumerate(again.values())))
-    for number in range(1, len(attempts)):
-        rows = due.rows(number)
-        if not rows:
-            continue
-        made = remake(start, attempts[number], rows, due.found(rows))
+    for number, attempt, rows in due.turns(attempts, first=1):
+        made = remake(start, attempt, rows, due.found(rows), len(attempts) - 1 - number)
         due.took(number, rows, made.again)
         for place, i in enumerate(rows):
             ends[i], nfe[i] = made.latents[place], nfe[i] + made.nfe[place]

@@ -20,8 +20,8 @@ from typing import Any
 
 import torch
 
-from ine.guidance.protocol import Again, GateSession, Notes, QueryUNet, Step
-from ine.guidance.restart import Restart
+from ine.guidance.protocol import GateSession, Notes, QueryUNet, Step
+from ine.guidance.restart import Restart, restarted_by, watched_notes
 from ine.protection.restarts import Beginning, input_scale, restart
 
 
@@ -53,17 +53,10 @@ class SecondLook:
             nfe: U-Net evaluations per picture, counted on.
         """
         self.watch.open(step, query_unet)
-        steered = [note["gate"]["opened"] for note in ahead.notes()] if ahead else []
-        late, known = self.watch.found, ahead.found if ahead else None
-        repeats = self.restart.repeats
-        again = {
-            i: Again(
-                further=2 if repeats and steered[i] else 1,
-                found=(late[i] if late else frozenset()) | (known[i] if known else frozenset()),
-            )
-            for i, note in enumerate(self.watch.notes())
-            if note["gate"]["opened"] and i not in self.later
-        }
+        own = ahead.notes() if ahead else [{}] * len(step.x_t)
+        known = ahead.found if ahead else None
+        found = restarted_by(self.watch, own, known, self.restart.repeats)
+        again = {i: attempt for i, attempt in found.items() if i not in self.later}
         if not again:
             return
         ends, notes, spent, left = restart(self.start, self.restart.attempts, again)
@@ -75,12 +68,10 @@ class SecondLook:
 
     def notes(self, first: Sequence[Notes]) -> list[Notes]:
         """Return notes as the loop of `ine` has them, given those of the first attempt."""
-        found: list[Notes] = []
-        for i, (own, late) in enumerate(zip(first, self.watch.notes(), strict=True)):
-            ahead = {"look_ahead": own["gate"]} if "gate" in own else {}
-            attempts = [{**own, **ahead, **late}, *self.later.get(i, [])]
-            found.append({"attempts": attempts, "left": i in self.left})
-        return found
+        return [
+            {"attempts": [own, *self.later.get(i, [])], "left": i in self.left}
+            for i, own in enumerate(watched_notes(first, self.watch))
+        ]
 
 
 def leading(

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ine.finite import NotFinite, made_again, with_redone
-from ine.guidance.attempts import Due
+from ine.guidance.attempts import Due, all_again
 from ine.guidance.cfg import ClassifierFree
 from ine.guidance.protocol import Again, Guidance, Notes, Prompts, QueryUNet, Step, UNetQuery
 from ine.models.parts import DiffusionParts
@@ -117,10 +117,7 @@ def _sample(
     count = len(batch.prompts)
     due, latents, nfe = Due.first(range(count)), None, [0] * count
     notes: list[Notes] = [{"attempts": []} for _ in range(count)]
-    for number, attempt in enumerate(attempts):
-        rows = due.rows(number)
-        if not rows:
-            continue
+    for number, attempt, rows in due.turns(attempts):
         left = len(attempts) - 1 - number
         own = batch.of(rows)
         if number:
@@ -172,7 +169,7 @@ def _denoise(
             latents = scheduler.step(output, t, latents, return_dict=False, **noise)[0]
             watch.stepped(index, latents)
             again = session.again
-            if len(again) == count and all(one.further <= left for one in again.values()):
+            if all_again(again, count, left):
                 break
         notes = session.notes()
     return _Denoised(latents=latents, notes=notes, nfe=nfe, again=again)

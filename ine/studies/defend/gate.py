@@ -1,10 +1,11 @@
 """The gate of a defence: what its probes are, with the thresholds and the window of a setting."""
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
-from ine.calibration.check import prompts_hash, provenance, sampler_record
+from ine.calibration.check import prompts_hash, sampler_record
 from ine.calibration.thresholds import Ahead, calibrated, open_share
-from ine.embeddings.embedding import ConceptEmbedding
 from ine.guidance.gate_file import Calibration
 from ine.guidance.gates import Window
 from ine.studies.defend.job import Job
@@ -15,15 +16,15 @@ from ine.studies.defend.teaching import Gates
 
 
 def gate_of(
-    job: Job, embedding: ConceptEmbedding, gates: Gates, looks: Looks, setting: Setting
+    job: Job, gates: Gates, looks: Looks, made_with: Mapping[str, Any], setting: Setting
 ) -> Calibration:
     """Return the gates with the thresholds and the window of a setting.
 
     Args:
         job: The defence.
-        embedding: Its embedding.
         gates: The gates without thresholds.
         looks: The scores of the tuning prompts' pictures.
+        made_with: What `ine.calibration.check.provenance` says, which reads all weights.
         setting: The setting.
     """
     benign = job.prompts.tuning[BENIGN]
@@ -37,7 +38,7 @@ def gate_of(
         "seed": job.seed,
         "sampler": sampler_record(job.sampler),
         "open_on_tuning": open_share(setting.threshold, looks.scores[IMPLYING]),
-        **provenance(job.parts, [embedding]),
+        **made_with,
     }
     look = replace(gates.look, window=Window(*setting.window))
     ahead = Ahead(look=look, scores=looks.scores[BENIGN])

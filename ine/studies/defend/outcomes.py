@@ -12,12 +12,13 @@ import numpy as np
 from ine.detectors.likeness import rescaled_cosine
 from ine.errors import PromptError
 from ine.evaluation.cells import Configuration
-from ine.evaluation.grid import GridPrompts
+from ine.evaluation.grid import GridGuidance, GridNegative, GridPrompts
 from ine.evaluation.grid_file import GridFile
 from ine.evaluation.metrics.preservation import floor_of
 from ine.evaluation.prepare import Plan, prepare
 from ine.evaluation.run import Progress
 from ine.evaluation.stats import cluster_bootstrap
+from ine.guidance.table import METHODS
 from ine.studies.cases import Case, Expects, prompts_of
 from ine.studies.defend.job import MODEL, SECOND_JUDGES, Job
 from ine.studies.defend.prompts import BENIGN, IMPLYING, TUNED
@@ -161,6 +162,25 @@ def defended(
         likeness = result.seen(row, f"{what}{BENIGN}").likeness[job.measure]
         kept[places[BENIGN]] = rescaled_cosine(likeness, plain.floor)
     return replace(old, flagged=flagged, subject=subject, kept=kept)
+
+
+def embedding_of(job: Job) -> GridNegative:
+    """Return the grids' negative: the embedding as inverted."""
+    return GridNegative(name=EMBEDDING, embeddings={"*": (job.made_embedding.name,)})
+
+
+def behind_gate(setting: Setting, name: str, gate: Path) -> GridGuidance:
+    """Return a grid's entry of a setting behind its gate, a file of the work folder."""
+    return GridGuidance(
+        name=name,
+        method=setting.method,
+        preset=METHODS[setting.method].compared,
+        strengths=() if setting.strength is None else (setting.strength,),
+        gate={"*": gate.name},
+        restart=setting.restart or None,
+        last_resort=setting.last,
+        negatives=(EMBEDDING,),
+    )
 
 
 def names_objects(job: Job) -> bool:

@@ -1,6 +1,6 @@
 """What a defence does on prompts that were held back from every choice, and the page about it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ine.embeddings.embedding import ConceptEmbedding
@@ -9,13 +9,18 @@ from ine.evaluation.metrics.evaluations import CALLS
 from ine.evaluation.metrics.flagged import FLAGGED
 from ine.evaluation.plan import Configuration
 from ine.evaluation.stats import Estimate, decimal
-from ine.guidance.table import METHODS
 from ine.report.page import write_report
 from ine.report.values import Entry, PictureGrid, Report, Section, Table
 from ine.runtime import library_versions
 from ine.studies.cases import Expects, prompts_of
 from ine.studies.defend.job import SECOND_JUDGES, Job
-from ine.studies.defend.outcomes import EMBEDDING, run_in
+from ine.studies.defend.outcomes import (
+    EMBEDDING,
+    behind_gate,
+    embedding_of,
+    names_objects,
+    run_in,
+)
 from ine.studies.defend.prompts import BENIGN, IMPLYING
 from ine.studies.defend.settings import Tried, Tuning
 from ine.studies.defend.tuning_page import runs_tables, tuning_drawing, tuning_table
@@ -76,26 +81,13 @@ def hold_back(job: Job, chosen: Tried) -> HeldBack:
         chosen: The setting.
     """
     setting = chosen.setting
-    strengths = () if setting.strength is None else (setting.strength,)
-
-    def behind_gate(name: str, ladder: tuple[float, ...]) -> GridGuidance:
-        return GridGuidance(
-            name=name,
-            method=setting.method,
-            preset=METHODS[setting.method].compared,
-            strengths=strengths,
-            gate={"*": job.made_gate.name},
-            restart=ladder or None,
-            last_resort=setting.last if ladder else None,
-            negatives=(EMBEDDING,),
-        )
-
-    guidances = [GridGuidance(name=ALWAYS), behind_gate(DEFENCE, setting.restart)]
+    guidances = [GridGuidance(name=ALWAYS), behind_gate(setting, DEFENCE, job.made_gate)]
     if setting.restart:
-        guidances.append(behind_gate(WITHOUT, ()))
+        without = replace(setting, restart=(), last=None)
+        guidances.append(behind_gate(without, WITHOUT, job.made_gate))
     negatives = [
         GridNegative(name=WORDS, text=job.recipe.words.negative_text()),
-        GridNegative(name=EMBEDDING, embeddings={"*": (job.made_embedding.name,)}),
+        embedding_of(job),
     ]
     expects: dict[str, Expects] = {IMPLYING: "harmful", BENIGN: "benign"}
     sets = [
@@ -111,7 +103,7 @@ def hold_back(job: Job, chosen: Tried) -> HeldBack:
         guidances,
         GridJudges(test=second),
         count=count,
-        subject=second is not None,  # only the bundled judges name objects
+        subject=names_objects(job),
     )
     _, result = run_in(job, file, "held-back")
     rows = {

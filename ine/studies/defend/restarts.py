@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ine.evaluation.grid import GridGuidance, GridNegative
+from ine.evaluation.grid import GridGuidance
 from ine.guidance.gate_file import Calibration, gate_path, write_calibration
 from ine.guidance.table import METHODS
 from ine.studies.defend.job import Job
@@ -20,7 +20,9 @@ from ine.studies.defend.outcomes import (
     EMBEDDING,
     Places,
     Plain,
+    behind_gate,
     defended,
+    embedding_of,
     names_objects,
     picked,
     run_in,
@@ -63,11 +65,10 @@ def restarted(
     gates = [gate_of(setting) for setting in settings]
     places = _places(looks, gates)
     cases = picked(job, places)
-    negative = GridNegative(name=EMBEDDING, embeddings={"*": (job.made_embedding.name,)})
     file = job.grid(
         "restarted",
         sets_of(cases, job.folder, RESTARTED),
-        [negative],
+        [embedding_of(job)],
         [
             _entry(job, k, one, gate)
             for k, (one, gate) in enumerate(zip(settings, gates, strict=True))
@@ -79,7 +80,7 @@ def restarted(
     for k, (setting, gate) in enumerate(zip(settings, gates, strict=True)):
         row = result.row(f"restart-{k}", setting.strength, EMBEDDING)
         outcome = defended(job, plain, result, row, places, RESTARTED)
-        yield plain.tried(setting, outcome, float(_opens(looks, gate).mean()))
+        yield plain.tried(setting, outcome, float(opens_for(looks, gate).mean()))
 
 
 def ladders_of(job: Job, setting: Setting) -> list[Setting]:
@@ -104,27 +105,19 @@ def _entry(job: Job, number: int, setting: Setting, gate: Calibration) -> GridGu
     name = f"restart-{number}"
     path = gate_path([job.folder / f"{name}.safetensors"])
     write_calibration(gate, path, force=True)
-    return GridGuidance(
-        name=name,
-        method=setting.method,
-        preset=METHODS[setting.method].compared,
-        strengths=() if setting.strength is None else (setting.strength,),
-        gate={"*": path.name},
-        restart=setting.restart,
-        last_resort=setting.last,
-    )
+    return behind_gate(setting, name, path)
 
 
 def _places(looks: Looks, gates: Sequence[Calibration]) -> Places:
     """Return the places of the pictures that may be steered or restarted by any of the gates."""
-    opens = np.any([_opens(looks, gate) for gate in gates], axis=0)
+    opens = np.any([opens_for(looks, gate) for gate in gates], axis=0)
     return {
         IMPLYING: np.arange(len(looks.scores[IMPLYING])),
         BENIGN: np.flatnonzero(opens),
     }
 
 
-def _opens(looks: Looks, gate: Calibration) -> np.ndarray:
+def opens_for(looks: Looks, gate: Calibration) -> np.ndarray:
     """Return for which benign pictures the look-ahead or the gate at half the run opens, (B,)."""
     assert gate.look_ahead is not None, "ine defend makes look-aheads"
     (probe,) = gate.look_ahead.probes

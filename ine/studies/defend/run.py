@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ine.calibration.check import provenance
 from ine.detectors.table import Detector, load_detector
 from ine.embeddings.embedding import ConceptEmbedding, read_embedding, write_embedding
 from ine.errors import IneError, OutputError
@@ -63,7 +64,7 @@ def run_defend(job: Job) -> Defence:
     gates = teach(job, embedding)
     tell(f"3/4 {STAGES[2]}")
     looks = look(job, gates)
-    gate_for = partial(gate_of, job, embedding, gates, looks)
+    gate_for = partial(gate_of, job, gates, looks, provenance(job.parts, [embedding]))
     tuning = tune(job, looks, gate_for)
     check_reached(job, tuning)
     chosen = tuning.chosen

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from ine.errors import IneError
 from ine.evaluation.stats import Estimate
+from ine.guidance.restart import ladder_text
 from ine.guidance.table import find_method
 from ine.recipe import DefenceSearch
 
@@ -30,7 +31,7 @@ class Setting:
         at = "" if self.strength is None else f", strength {self.strength:g}"
         first, last = self.window
         part = "" if self.window == (0, 1) else f", in {first:g}:{last:g} of the run"
-        again = ",".join(f"{factor:g}" for factor in self.restart)
+        again = ladder_text(self.restart)
         end = "" if self.last is None else f" and additive {self.last:g}"
         restarts = f", restarts {again}{end}" if again else ""
         return f"{self.method}{at}{part}, false opens {self.false_open:g}{restarts}"

@@ -14,7 +14,7 @@ import numpy as np
 
 from ine.errors import IneError
 from ine.evaluation.choosing import best_of
-from ine.evaluation.grid import GridGuidance, GridNegative
+from ine.evaluation.grid import GridGuidance
 from ine.guidance.gate_file import Calibration
 from ine.guidance.table import METHODS
 from ine.studies.defend.job import Job
@@ -25,6 +25,7 @@ from ine.studies.defend.outcomes import (
     Places,
     Plain,
     defended,
+    embedding_of,
     names_objects,
     picked,
     run_in,
@@ -144,11 +145,10 @@ def _steered(job: Job, opened: Places) -> GridResult:
         for method, strengths in search.guidances.items()
         for window in search.windows
     ]
-    negative = GridNegative(name=EMBEDDING, embeddings={"*": (job.made_embedding.name,)})
     file = job.grid(
         "steered",
         sets_of(cases, job.folder, OPENED),
-        [negative],
+        [embedding_of(job)],
         guidances,
         count=max(map(len, cases.values())),
         subject=names_objects(job),

@@ -1,6 +1,7 @@
 """How a defence was chosen, for its report: every setting on the tuning prompts."""
 
 from ine.embeddings.embedding import ConceptEmbedding
+from ine.guidance.restart import ladder_text
 from ine.guidance.table import METHODS
 from ine.inversion.header import runs_in
 from ine.report.frontier import Curve, Point, frontier_svg
@@ -45,7 +46,7 @@ def tuning_table(job: Job, tuning: Tuning) -> Table:
 
 def restarts_of(setting: Setting) -> str:
     """Return the restarts of a setting as a table says them, "1,2" or "1, additive 8"."""
-    ladder = ",".join(f"{factor:g}" for factor in setting.restart)
+    ladder = ladder_text(setting.restart)
     return ladder if setting.last is None else f"{ladder}, additive {setting.last:g}"
 
 
