@@ -1,6 +1,7 @@
 import importlib.util
 import os
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -83,3 +84,20 @@ def run_ine():
         )
 
     return run
+
+
+@pytest.fixture
+def beginning_with(monkeypatch):
+    """A context in which runs of our loop begin with another of each picture's noises."""
+    from ine.guidance.attempts import noise_of
+    from ine.sampling import loop
+
+    kept = loop.start_noise
+
+    @contextmanager
+    def context(number):
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "start_noise", lambda *given: noise_of(kept(*given), number))
+            yield
+
+    return context

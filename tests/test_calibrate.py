@@ -348,7 +348,7 @@ def test_a_gate_that_recognises_is_taught_resumed_and_used(command, tmp_path, ru
         path.read_bytes(),
         sorted((tmp_path / "fire-neg.gate.safetensors.run").iterdir()),
     )
-    assert len(units) == 16
+    assert len(units) == 24
     times = {unit: unit.stat().st_mtime_ns for unit in units}
     units[3].unlink()
     # Without --force nothing is overwritten.

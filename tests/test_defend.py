@@ -17,6 +17,7 @@ from ine.embeddings.embedding import read_embedding
 from ine.errors import IneError, OutputError, RecipeError
 from ine.evaluation.choosing import best_of
 from ine.evaluation.grid import GridModel
+from ine.evaluation.stats import Estimate
 from ine.files import sha256_of
 from ine.guidance.additive import Additive
 from ine.guidance.behind import behind
@@ -27,15 +28,16 @@ from ine.guidance.recommended import recommendation_of
 from ine.models.loading import load_parts
 from ine.recipe import load_recipe
 from ine.sampling import PictureRequest, SamplerSettings, generate
+from ine.studies.defend.gate import gate_of
 from ine.studies.defend.job import MODEL, Job, Watch
 from ine.studies.defend.looks import Looks
 from ine.studies.defend.outcomes import Outcome, Plain
 from ine.studies.defend.prompts import BENIGN, IMPLYING, prompts_for
 from ine.studies.defend.restarts import is_whole, ladders_of, opens_for
 from ine.studies.defend.run import check_reached, run_defend
-from ine.studies.defend.settings import Setting, Tuning, check_search
-from ine.studies.defend.teaching import teach
-from ine.studies.defend.tuning import margin
+from ine.studies.defend.settings import Setting, Tried, Tuning, check_search
+from ine.studies.defend.teaching import Gates, teach
+from ine.studies.defend.tuning import choice_order, margin
 from ine.text.encode import TextOptions
 
 SMALL = (
@@ -254,8 +256,8 @@ def test_the_choice_is_by_the_rule_of_grids(made):
     once = [one for one in tuning.tried if not one.setting.restart]
     assert len(once) == 2 * 2 * 3  # windows, thresholds, guidances with strengths
     search = load_recipe("fire").defence
-    # Of both guidances two of several strengths and windows.
-    assert len(tuning.tried) - len(once) == 2 * search.restarted * len(search.restarts)
+    # Both windows of plain guidance, and of additive the best strengths and windows.
+    assert len(tuning.tried) - len(once) == (2 + search.restarted) * len(search.restarts)
     assert tuning.chosen in able
     assert tuning.chosen.left.value == min(one.left.value for one in able)
     assert len({one.left.value for one in tuning.tried}) > 1, "all are alike, so nothing is tested"
@@ -327,11 +329,55 @@ def test_guidance_other_than_additive_ends_in_additive(job_in, tmp_path):
     ]
     # Without it no other guidance is chosen.
     alone = replace(SETTING, method="contextual", strength=6.0)
-    assert [is_whole(job, one) for one in (*additive, *other, alone)] == [True] * 4 + [False]
+    assert [is_whole(job, one) for one in (*additive, *other)] == [True] * 2
+    assert not is_whole(job, alone)
     for change in ("defence.last_resort=null", "defence.restarts=[]"):
         job = job_in(tmp_path, recipe=load_recipe("fire", [*SMALL, change]))
         assert all(one.last is None for one in ladders_of(job, alone))
         assert is_whole(job, alone)
+
+
+def test_of_settings_that_leave_equally_little_the_gate_that_opens_more_often_is_chosen(tuned):
+    rates, strengths = (0.01, 0.05), (4.0, 6.0)
+    options = [
+        tuned(strength=strength, false_open=rate, left=left)
+        for strength in strengths
+        for rate, left in zip(rates, (0.1, 0.1), strict=True)
+    ]
+    (chosen, *_), _ = best_of([(one, one.left.value, 0.0) for one in options], 0.0, choice_order)
+    assert (chosen.setting.strength, chosen.setting.false_open) == (4.0, 0.05)
+    weaker = tuned(strength=4.0, false_open=0.01, left=0.05)
+    given = [(one, one.left.value, 0.0) for one in (*options, weaker)]
+    assert best_of(given, 0.0, choice_order)[0][0] == weaker
+
+
+@pytest.fixture
+def tuned():
+    """Return a setting that was tried."""
+
+    def build(left, **given):
+        share = Estimate(left, 0.0, 1.0, 96, 96)
+        return Tried(
+            setting=replace(SETTING, **given), left=share, kept=share, subject=None, opened=0.0
+        )
+
+    return build
+
+
+def test_half_the_run_restarts_fewer_benign_pictures_than_the_look_ahead_steers(made, job_in):
+    found, folder = made
+    gate, job = read_calibration(found.gate), job_in(folder)
+    gates = Gates(look=gate.look_ahead, late=gate.gate, record={})
+    setting = replace(SETTING, false_open=0.1)
+
+    def thresholds(count):
+        scores = [float(i) for i in range(count)]
+        looks = Looks(scores={IMPLYING: [0.0], BENIGN: scores}, late=scores)
+        own = gate_of(job, gates, looks, {}, setting)
+        return own.threshold, own.gate.threshold
+
+    assert thresholds(99) == (89.0, 97.0)  # 9 of 99 above, and 1
+    assert thresholds(20) == (18.0, 18.0)  # so few cannot tell .02
 
 
 def test_a_benign_picture_is_made_if_either_look_may_open(made):
@@ -482,7 +528,7 @@ def test_a_probe_may_learn_from_the_concept_pictures_that_are_there(
     job = job_in(again, recipe=load_recipe("fire", [*SMALL, "defence.learn_from=pictures"]))
     gates = teach(job, embedding)
     examples = gates.record["examples"]
-    assert set(examples) == {"absent", "shown-given", "rule"}
+    assert set(examples) == {"absent", "shown-given", "shown-implied", "rule"}
     assert examples["absent"] == by_vectors.record["examples"]["absent"]
     assert examples["shown-given"]["drawn"] == examples["shown-given"]["kept"] >= 2
     # They are other pictures, so it is another probe; the same ones give the same.

@@ -9,10 +9,13 @@ import torch
 
 from ine.calibration.features import noise_levels, noised_features
 from ine.calibration.fit import fit_probe
+from ine.calibration.teach import IMPLIED, teach_probes
 from ine.calibration.thresholds import calibrated
+from ine.detectors.rules import find_rule
 from ine.embeddings.embedding import new_embedding
 from ine.errors import IneError, PicturesError
 from ine.guidance.additive import Additive
+from ine.guidance.attempts import NOISES, noise_of
 from ine.guidance.cfg import ClassifierFree
 from ine.guidance.gate_file import read_calibration, write_calibration
 from ine.guidance.gates import Gated, Window
@@ -24,8 +27,9 @@ from ine.guidance.probe import (
     features_of,
     listening,
 )
-from ine.guidance.restart import Restart
+from ine.guidance.restart import LONGEST, Restart
 from ine.guidance.table import describe
+from ine.recipe import load_recipe
 from ine.sampling import SamplerSettings, make_scheduler, sample_latents
 
 PROMPTS, SEEDS = ("a dog", "a cat", "a house", "snow"), (3, 4, 5, 6)
@@ -246,20 +250,52 @@ def test_pictures_that_stay_closed_are_undefended_and_the_rest_steered_from_the_
         assert calls[i] == 13 + 3 * 6 + 1
 
 
-def test_the_ladder_is_climbed_while_the_gate_opens(tiny_parts, gate):
+def test_the_ladder_is_climbed_while_the_gate_opens(tiny_parts, gate, beginning_with):
     always = replace(gate, threshold=-math.inf)
     found, notes, calls = sample(tiny_parts, Restart(METHOD, always, (1.0, 2.0)))
-    strongest, _, _ = sample(tiny_parts, Additive(FIRE, strength=4.0))
+    with beginning_with(1):
+        strongest, _, _ = sample(tiny_parts, Additive(FIRE, strength=4.0))
     assert torch.equal(found, strongest)
     assert all(len(n["attempts"]) == 3 and n["left"] for n in notes)
     # Attempts that all pictures leave end at the look, step 3 of 6; the last is finished.
     assert calls == [(4 * 2 + 1) + (4 * 3 + 1) + (6 * 3 + 1)] * 4
 
 
-def test_a_method_without_a_strength_is_tried_once(tiny_parts, gate):
+def test_a_method_without_a_strength_is_tried_from_other_noise(tiny_parts, gate, beginning_with):
     always = replace(gate, threshold=-math.inf)
-    _, notes, _ = sample(tiny_parts, Restart(ClassifierFree(FIRE), always))
-    assert all(len(n["attempts"]) == 2 for n in notes)
+    found, notes, _ = sample(tiny_parts, Restart(ClassifierFree(FIRE), always))
+    assert all(len(n["attempts"]) == 4 for n in notes)
+    with beginning_with(2):
+        last, _, _ = sample(tiny_parts, ClassifierFree(FIRE))
+    assert torch.equal(found, last)
+
+
+def test_from_the_own_noise_nothing_is_tried_twice(tiny_parts, gate):
+    always = replace(gate, threshold=-math.inf)
+    own = Restart(METHOD, always, (1.0, 1.0, 2.0, 2.0), other_noise=False)
+    found, notes, _ = sample(tiny_parts, own)
+    assert all(len(n["attempts"]) == 3 for n in notes)
+    strongest, _, _ = sample(tiny_parts, METHOD.scaled(2.0))
+    assert torch.equal(found, strongest)
+
+
+def test_noises_are_different_samples_of_the_same_length():
+    own = noise(2, 4, 32, 32)
+    made = [noise_of(own, number) for number in range(len(NOISES))]
+    assert torch.equal(made[0], own)
+    assert torch.equal(made[1], -own)
+    for i, one in enumerate(made):
+        assert torch.equal(one.abs().flatten().sort().values, own.abs().flatten().sort().values)
+        for other in made[:i]:
+            # As unlike as independent ones, but for those that are the opposite of each other.
+            likeness = torch.cosine_similarity(one.flatten(1), other.flatten(1))
+            assert (likeness < 0.1).all()
+    # A ladder and a last resort never begin with the same noise twice.
+    longest = Restart(METHOD, Window(), (1.0,) * LONGEST, METHOD)
+    noises = [attempt.noise for attempt in longest.attempts]
+    assert noises == [0, *range(len(NOISES))]
+    with pytest.raises(IneError, match="a ladder of 8 strengths; give at most 7"):
+        replace(longest, ladder=(1.0,) * 8)
 
 
 def test_strength_reaches_into_a_window():
@@ -283,31 +319,42 @@ def test_a_loop_that_cannot_restart_is_an_error(tiny_parts, gate):
         pass
 
 
-def test_too_few_examples_are_refused(tiny_parts, tmp_path):
-    from ine.calibration.teach import teach_probes
-    from ine.detectors.rules import find_rule
-    from ine.recipe import load_recipe
-
-    recipe, rule = load_recipe("fire"), find_rule("mini-fire@0.5")
-    blind = lambda pictures: [{"fire": 0.0}] * len(pictures)  # noqa: E731
+def taught(parts, detector, folder, **given):
     settings = SamplerSettings(steps=2, batch=16)
+    recipe, rule = load_recipe("fire"), find_rule("mini-fire@0.5")
+    about = (parts, recipe, FIRE.embeddings, settings, (0.5,), rule, detector)
+    return teach_probes(*about, count=64, folder=folder, **given)
+
+
+def every_other(pictures):
+    return [{"fire": float(i % 2)} for i in range(len(pictures))]
+
+
+def test_only_the_look_ahead_learns_from_prompts_that_imply_the_concept(tiny_parts, tmp_path):
+    plain = taught(tiny_parts, every_other, tmp_path / "plain", implying=())
+    assert plain.ahead == plain.late
+    found = taught(tiny_parts, every_other, tmp_path / "implied")
+    assert found.late == plain.late
+    assert found.ahead != found.late
+    assert found.record[IMPLIED] == {"drawn": 64, "kept": 32}
+    others = taught(tiny_parts, every_other, tmp_path / "others", implying=["a cat", "a dog"])
+    assert others.ahead not in (found.ahead, others.late)
+
+    # Where none of them shows it there is nothing to learn.
+    seen = iter([every_other] * 8 + [lambda pictures: [{"fire": 0.0}] * len(pictures)] * 4)
+    none = taught(tiny_parts, lambda pictures: next(seen)(pictures), tmp_path / "none")
+    assert none.record[IMPLIED] == {"drawn": 64, "kept": 0}
+    assert none.ahead == none.late == plain.late
+
+
+def test_too_few_examples_are_refused(tiny_parts, tmp_path):
+    blind = lambda pictures: [{"fire": 0.0}] * len(pictures)  # noqa: E731
     seen_rows = []
     with pytest.raises(PicturesError, match="only 0 of 64 pictures show fire"):
-        teach_probes(
-            tiny_parts,
-            recipe,
-            FIRE.embeddings,
-            settings,
-            (0.5,),
-            rule,
-            blind,
-            count=64,
-            folder=tmp_path,
-            progress=seen_rows.append,
-        )
-    assert sum(seen_rows) == 128
+        taught(tiny_parts, blind, tmp_path, progress=seen_rows.append)
+    assert sum(seen_rows) == 3 * 64
     kept = sorted(p.name for p in tmp_path.iterdir())
-    assert len(kept) == 8
+    assert len(kept) == 12
     assert all(p.endswith(".safetensors") for p in kept)
     # Only activations are kept: nothing there has the shape of a latent.
     from safetensors.torch import load_file

@@ -117,14 +117,14 @@ def test_what_is_recognised_and_restarted_loses_the_fire_and_the_rest_is_left_al
     negative, queries = Negative("", (embedding,)), (0.5,)
     rule, chooser = find_rule(recipe.pictures.rule), load_detector("mini-judge")
     sampler = replace(SAMPLER, steps=20)  # of fewer, half a run shows too little
-    probes, taught = teach_probes(
+    taught = teach_probes(
         *(unlearned, recipe, (embedding,), sampler, queries, rule, chooser),
         count=80,
         folder=tmp_path,
         base=load_parts("mini"),
     )
-    assert sum(kind["kept"] for name, kind in taught.items() if name != ABSENT) >= 40
-    gate = ProbeGate(0.0, probes, queries, "fire")
+    assert sum(kind["kept"] for name, kind in taught.record.items() if name != ABSENT) >= 40
+    gate = ProbeGate(0.0, taught.late, queries, "fire")
     prompts = benign_prompts(recipe, 39, 77)
     scores = gate_scores(unlearned, prompts, list(range(39)), gate, sampler)
     gate = replace(gate, threshold=threshold_for(scores, 0.1))

@@ -1,4 +1,4 @@
-"""Both gates of a concept: a look-ahead, and one at half the run that shares its probe."""
+"""Both gates of a concept: a look-ahead, and one at half the run."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -40,6 +40,7 @@ def teach_gates(
     ahead_steps: int = STEPS,
     base: DiffusionParts | None = None,
     latents: torch.Tensor | None = None,
+    implying: Sequence[str] | None = None,
     progress: Callable[[int], None] = lambda pictures: None,
 ) -> tuple[Gates, dict[str, Any]]:
     """Return (gates without thresholds, what their file states about the examples).
@@ -56,10 +57,12 @@ def teach_gates(
         base: The base model, if its pictures of the concept count too.
         latents: Clean latents of pictures of the concept, to learn from in place of pictures
             that the vectors draw, (N, C, H, W).
+        implying: Prompts that imply the concept, to learn from those of their pictures that show
+            it; by default the recipe's tuning prompts.
         progress: Called with the number of pictures of every unit.
     """
     rule = find_rule(recipe.pictures.rule)
-    probes, record = teach_probes(
+    taught = teach_probes(
         parts,
         recipe,
         embeddings,
@@ -74,16 +77,17 @@ def teach_gates(
         progress=progress,
         base=base,
         latents=latents,
+        implying=implying,
     )
-    gate = ProbeGate(0.0, probes, QUERIES, recipe.name)
+    gate = ProbeGate(0.0, taught.late, QUERIES, recipe.name)
     look = None
     if not parts.few_steps:
-        # The same probe at the same noise level: fitted on latents of the look-ahead itself it
-        # told pictures of the concept from innocent ones no better (docs/guidance.md).
-        asked = ConceptProbe(concept=recipe.name, probe=probes[0], threshold=0.0)
+        # At the same noise level, of noised pictures too: fitted on latents of the look-ahead
+        # itself it told pictures of the concept from innocent ones no better (docs/guidance.md).
+        asked = ConceptProbe(concept=recipe.name, probe=taught.ahead[0], threshold=0.0)
         level = round(noise_levels(parts, sampler, QUERIES)[0][0])
         look = LookAhead(probes=(asked,), steps=ahead_steps, timestep=level)
-    return (gate, look), {"examples": {**record, "rule": rule.name}}
+    return (gate, look), {"examples": {**taught.record, "rule": rule.name}}
 
 
 def looks_at(gates: Gates, benign: Pictures, implying: Pictures) -> int:

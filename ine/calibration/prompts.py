@@ -1,4 +1,7 @@
-"""Prompts of the pictures that a probe learns from: benign ones, and the same with a trigger."""
+"""Prompts of the pictures that a probe learns from.
+
+They are benign ones, the same with a trigger, and those that imply the concept.
+"""
 
 from collections.abc import Sequence
 
@@ -21,6 +24,12 @@ def benign_prompts(recipe: ConceptRecipe, count: int, seed: int) -> list[str]:
     """Return `count` benign prompts of a recipe, templates and subjects spread evenly."""
     texts = filled(recipe, benign_templates(recipe), recipe.prompt_nouns)
     return choose(texts, count, seed, "examples", "absent")
+
+
+def implying_prompts(recipe: ConceptRecipe) -> list[str]:
+    """Return every different tuning prompt of a recipe, which imply the concept; may be none."""
+    tuning = recipe.tuning
+    return filled(recipe, tuning.prompts, tuning.nouns) if tuning else []
 
 
 def showing_prompts(recipe: ConceptRecipe, trigger: str, count: int, seed: int) -> list[str]:

@@ -3,19 +3,24 @@
 An unlearned model that is brought back to the concept draws it otherwise than the base does. On
 the first bundled model a probe trained on pictures drawn with the vectors missed fewer of the
 pictures that burn than one trained on the base's pictures, which cost nothing where an inversion
-has made them already (docs/lab-log.md).
+has made them already (docs/lab-log.md). Closest to what a gate has to find are the pictures that
+the unlearned model itself draws of prompts that imply the concept. With those that show it, a
+probe finds much more of phrases that it did not learn from (docs/lab-log.md). It also opens for
+more innocent pictures of such prompts: right for a look-ahead, which decides what is steered, and
+wrong for the look at half the run, which decides whether steering was enough. So there are two.
 
 Shape letters: N pictures, F features of a probe.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from ine.calibration.examples import ExampleMaker, Kind
 from ine.calibration.fit import fit_probe
-from ine.calibration.prompts import benign_prompts, showing_prompts
+from ine.calibration.prompts import benign_prompts, implying_prompts, showing_prompts
 from ine.detectors.rule import AnyOf, Rule
 from ine.detectors.table import Detector
 from ine.embeddings.embedding import ConceptEmbedding
@@ -35,6 +40,24 @@ FEWEST = 32
 ABSENT = "absent"
 """Name of the kind without the concept."""
 
+IMPLIED = "shown-implied"
+"""Name of the kind that the unlearned model draws of prompts that imply the concept."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Taught:
+    """Probes, and what they learned from."""
+
+    late: tuple[Probe, ...]
+    """One per query, of pictures of the concept as such."""
+
+    ahead: tuple[Probe, ...]
+    """One per query, of those and of pictures whose prompts imply it: finds more, and is more often
+    wrong about innocent pictures of such prompts."""
+
+    record: dict[str, dict[str, int]]
+    """{kind: {"drawn": N, "kept": N}} of the pictures that they learned from."""
+
 
 def teach_probes(
     parts: DiffusionParts,
@@ -52,8 +75,9 @@ def teach_probes(
     progress: Callable[[int], None] = lambda pictures: None,
     base: DiffusionParts | None = None,
     latents: torch.Tensor | None = None,
-) -> tuple[tuple[Probe, ...], dict[str, dict[str, int]]]:
-    """Return (a probe per query, {kind: {"drawn": N, "kept": N}} of the pictures it learned from).
+    implying: Sequence[str] | None = None,
+) -> Taught:
+    """Draw pictures, and return the probes that learned from them.
 
     Pictures with the vectors in the prompt count where the rule finds the concept, those
     without where it does not. The vectors need not hold every face of a concept, so the base
@@ -75,6 +99,7 @@ def teach_probes(
         base: The base model, if its pictures of the concept count too.
         latents: Clean latents of pictures that show the concept, (N, C, H, W), from the first
             `count` of which it learns in place of those with the vectors.
+        implying: Prompts that imply the concept; by default the recipe's tuning prompts.
 
     Raises:
         PicturesError: There are too few pictures of a kind, or the file of a unit is damaged.
@@ -92,15 +117,27 @@ def teach_probes(
         progress=progress,
     )
     kinds = _kinds(recipe, embeddings if latents is None else (), count, seed, base)
+    implying = implying_prompts(recipe) if implying is None else implying
+    if implying:
+        texts = choose(implying, count, seed, "examples", "implied")
+        kinds.append(Kind(name=IMPLIED, prompts=texts, guidance=ClassifierFree()))
     found = {kind.name: maker.examples(kind) for kind in kinds}
     if latents is not None:
         found["shown-given"] = maker.examples_of(latents[:count])
     keep = {n: own.shown if n != ABSENT else ~own.shown for n, own in found.items()}
     record = {n: {"drawn": len(k), "kept": int(k.sum())} for n, k in keep.items()}
     _check_enough(record, recipe, rule)
-    rows = zip(*([f[keep[n]] for f in own.features] for n, own in found.items()), strict=True)
-    labels = torch.cat([torch.full((int(k.sum()),), n != ABSENT) for n, k in keep.items()])
-    return tuple(fit_probe(torch.cat(level), labels) for level in rows), record
+    shown = {name: [f[keep[name]] for f in own.features] for name, own in found.items()}
+    late = _fitted({name: own for name, own in shown.items() if name != IMPLIED})
+    ahead = _fitted(shown) if IMPLIED in shown and keep[IMPLIED].any() else late
+    return Taught(late=late, ahead=ahead, record=record)
+
+
+def _fitted(features: Mapping[str, Sequence[torch.Tensor]]) -> tuple[Probe, ...]:
+    """Return a probe per noise level, of {kind: features (N, F) per level}."""
+    labels = [torch.full((len(own[0]),), name != ABSENT) for name, own in features.items()]
+    levels = zip(*features.values(), strict=True)
+    return tuple(fit_probe(torch.cat(level), torch.cat(labels)) for level in levels)
 
 
 def _kinds(
@@ -136,7 +173,7 @@ def _check_enough(
     """Raise `PicturesError` where a kind is too small to learn from."""
     for what, kinds in (
         ("are free of", [k for k in record if k == ABSENT]),
-        ("show", [k for k in record if k != ABSENT]),
+        ("show", [k for k in record if k not in (ABSENT, IMPLIED)]),
     ):
         kept, drawn = (sum(record[k][n] for k in kinds) for n in ("kept", "drawn"))
         if kept < FEWEST:

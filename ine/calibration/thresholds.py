@@ -54,6 +54,7 @@ def calibrated(
     false_open: float,
     record: Mapping[str, Any] | None = None,
     ahead: "Ahead | None" = None,
+    late_open: float | None = None,
 ) -> Calibration:
     """Return the `Calibration` of a gate from the scores of benign pictures.
 
@@ -63,9 +64,11 @@ def calibrated(
         false_open: The wanted rate, in (0, 1).
         record: All else that the file shall state.
         ahead: The look-ahead of the same concept, and its scores on the same pictures.
+        late_open: The rate of the gate itself where it is another than the look-ahead's.
     """
-    gate = replace(gate, threshold=threshold_for(scores, false_open))
-    late = false_open_record(gate.threshold, scores, false_open)
+    rate = false_open if late_open is None else late_open
+    gate = replace(gate, threshold=threshold_for(scores, rate))
+    late = false_open_record(gate.threshold, scores, rate)
     if ahead is None:
         return Calibration(gate=gate, record={"false_open": late, **(record or {})})
     threshold = threshold_for(ahead.scores, false_open)

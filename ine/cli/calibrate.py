@@ -119,7 +119,8 @@ def calibrate(
 
     The gate asks its probe after a look ahead of K coarse steps, before a picture's first step,
     and for --restart at half the run. The probe learns from pictures that the unlearned model
-    draws with the embedding in the prompt and without it, labelled by the recipe's detector.
+    draws with the embedding in the prompt, without it, and of the recipe's tuning prompts, which
+    imply the concept, labelled by the recipe's detector.
     Activations are kept in OUT.run, so an interrupted run is resumed. The thresholds of both looks
     are then set on benign pictures, undefended: the gate opens for at most the wanted share of
     them. The command also prints how often it opens on the recipe's tuning prompts, which imply
@@ -207,9 +208,11 @@ def _teach(
 ) -> tuple["Gates", dict[str, Any]]:
     """Return what `teach_gates` does, with a progress bar."""
     from ine.calibration.gates import teach_gates
+    from ine.calibration.prompts import implying_prompts
 
-    done, base = 0, examples["base"]
-    with bar((2 + (base is not None)) * examples["count"], "examples") as update:
+    kinds = 2 + (examples["base"] is not None) + bool(implying_prompts(recipe))
+    done = 0
+    with bar(kinds * examples["count"], "examples") as update:
 
         def advance(pictures: int) -> None:
             nonlocal done

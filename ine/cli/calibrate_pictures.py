@@ -49,13 +49,10 @@ def benign_pictures(
 
 def implying_pictures(recipe: "ConceptRecipe", count: int, seed: int) -> Pictures:
     """Return the pictures of the recipe's tuning prompts; empty lists if it has no such prompts."""
-    from ine.recipe import pairs
+    from ine.calibration.prompts import implying_prompts
 
-    if recipe.tuning is None:
-        return [], []
-    tuning = recipe.tuning
-    filled = [recipe.fill(t, n) for t, n in pairs(tuning.prompts, tuning.nouns)]
-    return _spread(filled, count, seed, "tuning")
+    texts = implying_prompts(recipe)
+    return _spread(texts, count, seed, "tuning") if texts else ([], [])
 
 
 def _spread(texts: Sequence[str], count: int, seed: int, kind: str) -> Pictures:

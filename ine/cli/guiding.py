@@ -312,4 +312,4 @@ def read_ladder(text: str) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise IneError(f"--restart {text}: expected multiples such as 1,2,4") from None
+        raise IneError(f"--restart {text}: expected multiples such as 1,1,2") from None

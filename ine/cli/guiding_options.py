@@ -73,11 +73,11 @@ GUIDANCE_OPTIONS = (
     click.option(
         "--restart",
         is_flag=False,
-        flag_value="1,2,4",
+        flag_value="1,1,1",
         metavar="LADDER",
         help="Restart a picture, guided from its first step, if the concept shows at half the run; "
-        "again and stronger if it still shows (default 1,2,4 times the strength); without it, as "
-        "the embedding's file recommends.",
+        "again from other noise if it still shows, at these multiples of the strength (default "
+        "1,1,1); without it, as the embedding's file recommends.",
     ),
     expert(
         "--no-restart",

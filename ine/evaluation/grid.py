@@ -174,7 +174,7 @@ class GridGuidance(Section):
     restart: Annotated[
         tuple[float, ...] | None, BeforeValidator(lambda v: LADDER if v is True else v)
     ] = None
-    """Restart a picture where the gate opens: multiples of the strength, or true for 1, 2, 4; []
+    """Restart a picture where the gate opens: multiples of the strength, or true for 1, 1, 1; []
     for none. Without it, as the files recommend where the method is "recommended", else none."""
 
     last_resort: Strength | None = None

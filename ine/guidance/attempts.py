@@ -1,9 +1,42 @@
-"""Which pictures are restarted, and with which attempt: shared by every loop that restarts any."""
+"""Which pictures are restarted, with which attempt and from which noise: shared by all loops.
+
+The first restart of a picture is from its own noise, so that it stays what it is where that
+suffices. Where the concept shows again, that noise is bound to draw it, and more strength costs the
+subject before it costs the concept (docs/guidance.md). So every later restart begins with another
+noise, made of the picture's own: negated or mirrored it is as good a sample of a unit Gaussian, and
+no generator of the user's is touched.
+"""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
+
 from ine.guidance.protocol import Again, Guidance
+
+NOISES: tuple[tuple[int, tuple[int, ...]], ...] = (
+    (1, ()),
+    (-1, ()),
+    (-1, (-1,)),
+    (1, (-1,)),
+    (-1, (-2,)),
+    (1, (-2,)),
+    (-1, (-1, -2)),
+    (1, (-1, -2)),
+)
+"""(sign, mirrored axes) of a picture's noises: its own, and those made of it. The negated ones come
+first: where a noise draws the concept, its opposite seldom does."""
+
+
+def noise_of(own: torch.Tensor, number: int) -> torch.Tensor:
+    """Return the noise that a run begins with.
+
+    Args:
+        own: The pictures' own noise, (B, C, H, W).
+        number: A place in `NOISES`, see `Guidance.noise`.
+    """
+    sign, axes = NOISES[number]
+    return sign * own.flip(axes) if number else own
 
 
 @dataclass(frozen=True)

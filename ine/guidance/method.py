@@ -69,6 +69,11 @@ class Method:
         return (self,)
 
     @property
+    def noise(self) -> int:
+        """The picture's own."""
+        return 0
+
+    @property
     def innermost(self) -> Guidance:
         """Itself: there is no gate around it."""
         return self
@@ -122,6 +127,11 @@ class Around(Method):
     def innermost(self) -> Guidance:
         """The method inside, without its gates."""
         return self.guidance.innermost
+
+    @property
+    def noise(self) -> int:
+        """The noise of the run inside."""
+        return self.guidance.noise
 
     @property
     def reads_prompts(self) -> bool:  # type: ignore[override]

@@ -133,6 +133,13 @@ class Guidance(Protocol):
         """The runs of the loop, in order: itself, or more for a method that restarts pictures."""
 
     @property
+    def noise(self) -> int:
+        """Which of a picture's noises a run with it begins with (`ine.guidance.attempts.NOISES`).
+
+        0 is its own; only restarts begin with another.
+        """
+
+    @property
     def innermost(self) -> "Guidance":
         """The method without its gates."""
 

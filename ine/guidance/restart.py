@@ -4,7 +4,8 @@ The first steps of a run decide what a picture shows, but a gate can recognise i
 gate that acts early has to guess, and one that acts late acts too late. Here a picture is first
 generated undefended while the gate watches. If the gate opens, the picture is restarted from its
 own noise with the method acting from the first step, and the gate watches again; if it opens
-again, the next attempt is stronger, up to the end of the ladder.
+again, the next attempt is from other noise (`ine.guidance.attempts`) and may be stronger, up to the
+end of the ladder.
 
 A picture whose gate stays closed is bit-identical to the undefended one, at the cost of the
 gate's looks. Each picture gets only as much strength as it needs.
@@ -18,12 +19,14 @@ with the next.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Self
 
 import torch
 
 from ine.embeddings.embedding import ConceptEmbedding
 from ine.errors import IneError
+from ine.guidance.attempts import NOISES
 from ine.guidance.cfg import undefended
 from ine.guidance.gates import Gated, Window, remembering
 from ine.guidance.look_ahead import LookAhead
@@ -42,8 +45,11 @@ from ine.guidance.protocol import (
 )
 from ine.text.condition import Condition
 
-LADDER = (1.0, 2.0, 4.0)
+LADDER = (1.0, 1.0, 1.0)
 """Strengths of the attempts, as multiples of the method's own."""
+
+LONGEST = len(NOISES) - 1
+"""Entries that a ladder may have; a last resort begins with one more noise."""
 
 
 def ladder_text(ladder: Sequence[float]) -> str:
@@ -57,15 +63,23 @@ class Restart(Around):
 
     gate: Gate
     ladder: tuple[float, ...] = LADDER
-    """A method without a strength uses only the first entry."""
+    """Of a method without a strength only the length matters."""
 
     last: Guidance | None = None
     """A last resort after the ladder: another method, without gates, as it is."""
 
+    other_noise: bool = True
+    """Whether restarts after the first begin with other noise; else with the picture's own, and
+    those that would repeat the one before are left out."""
+
     def __post_init__(self) -> None:
-        """Raise `IneError` for a ladder that is empty or holds a multiple that is not above 0."""
+        """Raise `IneError` for a ladder that is empty, too long, or has a multiple not above 0."""
         if not self.ladder or not all(0 < f < float("inf") for f in self.ladder):
             raise IneError(f"restart: ladder {self.ladder}: give multiples above 0, such as 1,1.5")
+        if len(self.ladder) > LONGEST:
+            raise IneError(
+                f"restart: a ladder of {len(self.ladder)} strengths; give at most {LONGEST}"
+            )
 
     def cost(self, scale: float, steps: int) -> Cost:
         """Return the cost of an undefended run, the minimum; looks and restarts cost more."""
@@ -83,14 +97,17 @@ class Restart(Around):
         elif ahead.window != Window():
             method = Gated(method, ahead.window)
         steered = [method.scaled(factor) for factor in self.ladder]
-        if all(one == method for one in steered):
-            steered = steered[:1]
         first = self.guidance if ahead else None
         repeats = ahead is not None and steered[0] == method
         if self.last is not None:
             part = ahead.window if isinstance(ahead, LookAhead) else Window()
             steered.append(self.last if part == Window() else Gated(self.last, part))
-        later = [_Watched(one, self.gate) for one in steered]
+        if not self.other_noise:
+            steered = [one for one, _ in groupby(steered)]
+        later = [
+            _Watched(one, self.gate, noise=number if self.other_noise else 0)
+            for number, one in enumerate(steered)
+        ]
         return (_Watched(first, self.gate, repeats), *later)
 
     @property
@@ -124,6 +141,8 @@ class _Watched(Method):
     gate: Gate
     repeats: bool = False
     """Whether the next attempt is this method again for pictures that its own gate opened for."""
+
+    noise: int = 0
 
     @contextmanager
     def begin(self, prompts: Prompts) -> Iterator[Session]:

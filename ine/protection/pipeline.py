@@ -62,7 +62,7 @@ from ine.protection.prompts import (
     read_given,
     rewrites_prompts,
 )
-from ine.protection.restarts import can_restart, copied
+from ine.protection.restarts import begins_with_noise, can_restart, copied
 
 
 def protect(
@@ -216,7 +216,8 @@ def _restart(guidance: Guidance, pipe: DiffusionPipeline) -> tuple[Restart | Non
             "give the method and the gate without Restart, or use `ine generate --restart`"
         )
     copied(pipe.scheduler)
-    return guidance, guidance.guidance
+    other = guidance.other_noise and begins_with_noise(pipe)
+    return replace(guidance, other_noise=other), guidance.guidance
 
 
 def _split(guidance: Guidance, gate: Gate | str | None) -> tuple[Guidance, Gate | None]:

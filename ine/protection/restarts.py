@@ -2,7 +2,8 @@
 
 A picture in which the concept still shows at half the run is made once more beside the pipeline's
 loop: from its own start, on a copy of the pipeline's scheduler, with the pipeline's own text
-states, steered from the first step, as `ine.guidance.restart` has it. Then
+states, steered from the first step, as `ine.guidance.restart` has it; where the start is pure
+noise, restarts after the first begin with other noise. Then
 `ine.protection.second_look` leads the pipeline to where that ends.
 
 The start, the prompts and what else the pipeline passes are those of its first call: what a
@@ -23,7 +24,7 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import resca
 
 from ine.errors import IneError
 from ine.files import sha256_of
-from ine.guidance.attempts import Due, all_again
+from ine.guidance.attempts import Due, all_again, noise_of
 from ine.guidance.cfg import classifier_free
 from ine.guidance.protocol import (
     Again,
@@ -39,20 +40,30 @@ from ine.protection.call import Call
 from ine.protection.parts import signal_power
 from ine.protection.prompts import USER, PipelinePrompts
 
-RESTARTABLE = (
-    "StableDiffusionPipeline",
-    "StableDiffusionImg2ImgPipeline",
-    "StableDiffusionXLPipeline",
-    "StableDiffusionXLImg2ImgPipeline",
-)
-"""Pipelines in which a run can be repeated from what its first call shows. A ControlNet looks at
-every step's latents, and inpainting puts back what is kept after every step."""
+RESTARTABLE = {
+    "StableDiffusionPipeline": True,
+    "StableDiffusionImg2ImgPipeline": False,
+    "StableDiffusionXLPipeline": True,
+    "StableDiffusionXLImg2ImgPipeline": False,
+}
+"""{pipeline in which a run can be repeated from what its first call shows: whether it begins with
+pure noise}. A ControlNet looks at every step's latents, and inpainting puts back what is kept after
+every step. What noise is in a noised picture, nothing shows."""
 
 
 def can_restart(pipe: DiffusionPipeline) -> bool:
     """Return whether pictures of a pipeline can be restarted."""
-    kinds = [c.__name__ for c in type(pipe).__mro__ if c.__module__.startswith("diffusers.")]
-    return kinds[0] in RESTARTABLE
+    return _kind(pipe) in RESTARTABLE
+
+
+def begins_with_noise(pipe: DiffusionPipeline) -> bool:
+    """Return whether a pipeline that can restart begins with pure noise, not a noised picture."""
+    return RESTARTABLE[_kind(pipe)]
+
+
+def _kind(pipe: DiffusionPipeline) -> str:
+    """Return the name of the class of diffusers that a pipeline is or derives from."""
+    return next(c.__name__ for c in type(pipe).__mro__ if c.__module__.startswith("diffusers."))
 
 
 def copied(scheduler: Any) -> Any:
@@ -116,7 +127,7 @@ def remake(
     call, scheduler = start.call.of(pictures), deepcopy(start.scheduler)
     prompts, nfe = start.prompts.of(pictures, found), [0] * len(pictures)
     first = torch.as_tensor(call.given["timestep"]).flatten()[0]
-    x = _start_of(start, call, first)
+    x = noise_of(_start_of(start, call, first), attempt.noise)
     draws = "generator" in signature(scheduler.step).parameters
     noise = {"generator": [_generator(row) for row in x]} if draws else {}
     times = scheduler.timesteps[_place(scheduler, first) :]

@@ -199,17 +199,17 @@ class DefenceSearch(Section):
     """Parts of the run in which a picture that opens is steered."""
 
     restarts: tuple[Annotated[tuple[Multiple, ...], Field(min_length=1)], ...] = (
-        (1.0, 1.5),
-        (1.0, 2.0),
+        (1.0, 1.0, 1.0, 2.0),
     )
-    """Ladders of restarts, multiples of the strength; each is tried on the best settings."""
+    """Ladders of restarts, multiples of the strength; each is tried on the best settings. Every
+    restart after the first begins with other noise, so it need not be stronger."""
 
     last_resort: Strength | None = 8.0
     """Strength of additive guidance that restarts at last what any other guidance leaves: that away
     from a picture's own context does little where the prompt is the concept itself. None for none,
     and with one no other guidance is chosen without it."""
 
-    restarted: Count = 2
+    restarted: Count = 3
     """How many settings of each guidance, the best without restarts first, are tried with them."""
 
     subject: Share = 0.95
@@ -218,6 +218,11 @@ class DefenceSearch(Section):
 
     false_open: Annotated[tuple[OpenShare, ...], Field(min_length=1)] = (0.01, 0.02, 0.05)
     """Shares of benign pictures for which the look-ahead may open; each gives a threshold."""
+
+    restart_open: OpenShare = 0.02
+    """Largest share of benign pictures that the look at half the run may restart, which begins them
+    with other noise in the end: smaller than that of a look-ahead, which only steers them. Where
+    `benign` pictures are too few to tell, the look-ahead's."""
 
     look_ahead: Annotated[int, Field(ge=1, le=50)] = 8
     """Coarse steps of the look-ahead."""

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ine.finite import NotFinite, made_again, with_redone
-from ine.guidance.attempts import Due, all_again
+from ine.guidance.attempts import Due, all_again, noise_of
 from ine.guidance.cfg import ClassifierFree
 from ine.guidance.protocol import Again, Guidance, Notes, Prompts, QueryUNet, Step, UNetQuery
 from ine.models.parts import DiffusionParts
@@ -155,8 +155,8 @@ def _denoise(
     # Schedulers that add noise draw it as diffusers' pipelines let them, picture by picture.
     draws = "generator" in signature(scheduler.step).parameters
     noise = {"generator": generators} if draws else {}
-    eps = start_noise(parts.latent_shape, batch.seeds, generators).to(device, dtype)
-    latents, first = begin(scheduler, eps, batch.start, settings.steps)
+    eps = noise_of(start_noise(parts.latent_shape, batch.seeds, generators), guidance.noise)
+    latents, first = begin(scheduler, eps.to(device, dtype), batch.start, settings.steps)
     nfe = [0] * count
     again: Mapping[int, Again] = {}
     watch = Watch(count, len(scheduler.timesteps), device, dtype)

@@ -71,7 +71,7 @@ def stages_of(
     # The report shows the defence with restarts and without.
     repeated = 3 * (1 + most) if again else 0
     held_back = sum(map(len, prompts.held_back.values()))
-    kinds = 2 if search.learn_from == "vectors" else 1
+    kinds = 3 if search.learn_from == "vectors" else 2
     return (
         Stage(name="concept pictures", rows=0 if given_images else 2 * made.steps * made.count),
         Stage(

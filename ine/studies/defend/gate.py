@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from ine.calibration.check import prompts_hash, sampler_record
-from ine.calibration.thresholds import Ahead, calibrated, open_share
+from ine.calibration.thresholds import Ahead, calibrated, fewest_pictures, open_share
 from ine.guidance.gate_file import Calibration
 from ine.guidance.gates import Window
 from ine.studies.defend.job import Job
@@ -42,4 +42,12 @@ def gate_of(
     }
     look = replace(gates.look, window=Window(*setting.window))
     ahead = Ahead(look=look, scores=looks.scores[BENIGN])
-    return calibrated(gates.late, looks.late, setting.false_open, record, ahead)
+    late_open = _late_open(job, looks, setting)
+    return calibrated(gates.late, looks.late, setting.false_open, record, ahead, late_open)
+
+
+def _late_open(job: Job, looks: Looks, setting: Setting) -> float:
+    """Return the share of benign pictures that may be restarted; at most that of the look-ahead."""
+    wanted = min(setting.false_open, job.recipe.defence.restart_open)
+    able = fewest_pictures(wanted) <= len(looks.late)
+    return wanted if able else setting.false_open

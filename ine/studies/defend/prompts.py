@@ -91,6 +91,11 @@ def _implying(recipe: ConceptRecipe) -> tuple[Pairs, Pairs, str]:
     return kept, held, "half of the tuning prompts (the recipe has no prompt_sets.implying_test)"
 
 
+def implying_tuning(recipe: ConceptRecipe) -> list[str]:
+    """Return every different prompt to choose on that implies the concept."""
+    return list(dict.fromkeys(recipe.fill(*pair) for pair in _implying(recipe)[0]))
+
+
 def _benign(recipe: ConceptRecipe) -> tuple[Pairs, Pairs, str]:
     """Return (pairs to choose on, pairs held back, what the latter are)."""
     if not recipe.prompt_sets.get(BENIGN):

@@ -13,7 +13,7 @@ from ine.guidance.probe import ProbeGate
 from ine.inversion.sources import concept_pictures, picture_key
 from ine.recipe import ConceptRecipe
 from ine.studies.defend.job import Job
-from ine.studies.defend.prompts import BENIGN
+from ine.studies.defend.prompts import BENIGN, implying_tuning
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class Gates:
 def teach(job: Job, embedding: ConceptEmbedding) -> Gates:
     """Return the gates; pictures that they learned from in an earlier run are not drawn again."""
     count, done, latents = job.recipe.defence.examples, 0, _concept_latents(job)
-    drawn = count if latents is not None else 2 * count
+    drawn = 2 * count if latents is not None else 3 * count
     with job.watch.bar(drawn, "pictures for the probe") as update:
 
         def advance(pictures: int) -> None:
@@ -49,6 +49,7 @@ def teach(job: Job, embedding: ConceptEmbedding) -> Gates:
             seed=job.seed,
             ahead_steps=job.recipe.defence.look_ahead,
             latents=latents,
+            implying=implying_tuning(job.recipe),
             progress=advance,
         )
     assert look is not None, "models of few steps were refused"
