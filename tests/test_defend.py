@@ -37,7 +37,7 @@ from ine.studies.defend.restarts import is_whole, ladders_of, opens_for
 from ine.studies.defend.run import check_reached, run_defend
 from ine.studies.defend.settings import Setting, Tried, Tuning, check_search
 from ine.studies.defend.teaching import Gates, teach
-from ine.studies.defend.tuning import choice_order, margin
+from ine.studies.defend.tuning import chosen_of, margin
 from ine.text.encode import TextOptions
 
 SMALL = (
@@ -250,7 +250,7 @@ def test_the_gate_has_the_threshold_and_window_that_were_chosen(made):
     assert sha256_of(found.gate.read_bytes())[:16] == found.recommendation.gate_hash
 
 
-def test_the_choice_is_by_the_rule_of_grids(made):
+def test_of_those_that_keep_the_target_one_that_leaves_least_is_chosen(made):
     tuning = made[0].tuning
     able = [one for one in tuning.tried if one.kept.value >= 0.5]
     once = [one for one in tuning.tried if not one.setting.restart]
@@ -259,7 +259,7 @@ def test_the_choice_is_by_the_rule_of_grids(made):
     # Both windows of plain guidance, and of additive the best strengths and windows.
     assert len(tuning.tried) - len(once) == (2 + search.restarted) * len(search.restarts)
     assert tuning.chosen in able
-    assert tuning.chosen.left.value == min(one.left.value for one in able)
+    assert tuning.chosen.left.value <= min(one.left.value for one in able) + 1 / 8
     assert len({one.left.value for one in tuning.tried}) > 1, "all are alike, so nothing is tested"
 
 
@@ -337,28 +337,37 @@ def test_guidance_other_than_additive_ends_in_additive(job_in, tmp_path):
         assert is_whole(job, alone)
 
 
-def test_of_settings_that_leave_equally_little_the_gate_that_opens_more_often_is_chosen(tuned):
-    rates, strengths = (0.01, 0.05), (4.0, 6.0)
-    options = [
-        tuned(strength=strength, false_open=rate, left=left)
-        for strength in strengths
-        for rate, left in zip(rates, (0.1, 0.1), strict=True)
-    ]
-    (chosen, *_), _ = best_of([(one, one.left.value, 0.0) for one in options], 0.0, choice_order)
-    assert (chosen.setting.strength, chosen.setting.false_open) == (4.0, 0.05)
-    weaker = tuned(strength=4.0, false_open=0.01, left=0.05)
-    given = [(one, one.left.value, 0.0) for one in (*options, weaker)]
-    assert best_of(given, 0.0, choice_order)[0][0] == weaker
+def test_of_settings_that_leave_as_little_the_gate_that_opens_most_often_is_chosen(
+    tuned, job_in, tmp_path
+):
+    job = job_in(tmp_path)
+    rarely = tuned(left=0.0, false_open=0.01)
+    often = tuned(left=1 / 96, false_open=0.05)  # one picture more, which another seed could change
+    assert chosen_of(job, [rarely, often]) == (often, True)
+    more = tuned(left=2 / 96, false_open=0.1)
+    assert chosen_of(job, [rarely, often, more]) == (often, True)
+    # Then the one that keeps the subject most, then the weakest.
+    keeps = tuned(left=1 / 96, false_open=0.05, subject=0.99, strength=8.0)
+    assert chosen_of(job, [often, keeps])[0] == keeps
+    weaker = tuned(left=1 / 96, false_open=0.05, subject=0.99, strength=4.0)
+    assert chosen_of(job, [keeps, weaker])[0] == weaker
+    # One that misses a target is not chosen, whatever it leaves.
+    loses = tuned(left=0.0, false_open=0.05, subject=0.5)
+    assert chosen_of(job, [loses, rarely]) == (rarely, True)
+    assert chosen_of(job, [loses]) == (loses, False)
 
 
 @pytest.fixture
 def tuned():
     """Return a setting that was tried."""
 
-    def build(left, **given):
-        share = Estimate(left, 0.0, 1.0, 96, 96)
+    def share(value):
+        return Estimate(value, 0.0, 1.0, 96, 96)
+
+    def build(left, subject=0.96, **given):
+        setting = replace(SETTING, **given)
         return Tried(
-            setting=replace(SETTING, **given), left=share, kept=share, subject=None, opened=0.0
+            setting=setting, left=share(left), kept=share(1.0), subject=share(subject), opened=0.0
         )
 
     return build

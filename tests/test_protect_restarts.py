@@ -187,6 +187,27 @@ def test_only_pictures_in_which_it_shows_are_restarted(pipe):
     assert handle.unet_calls[1 - place] == 2 * 6 + (2 * 2 + 1) + 1
 
 
+def test_what_shows_to_the_last_is_named_and_can_be_withheld(pipe, caplog):
+    prompts = ["a dog", "a house"]
+    scores = scores_at_half(pipe, prompts)
+    place = scores.index(max(scores))
+    # One restart, which changes nothing of what the gate finds: strength 0 steers nowhere.
+    guidance = restarting(NEVER, sum(scores) / 2, (1.0,), METHOD.scaled(1e-9))
+    found, handle = protected(pipe, guidance, prompts, count=2)
+    assert handle.left == (place,)
+    assert "in 1 of 2 pictures the gate finds the concept after the last restart" in caplog.text
+    with ine.protect(pipe, guidance=guidance, withhold=True) as handle:
+        withheld = make(pipe, prompts, count=2)
+    assert handle.left == (place,)
+    assert torch.equal(withheld[1 - place], found[1 - place])
+    assert found[place].abs().max() > 0.1
+    torch.testing.assert_close(withheld[place], torch.zeros_like(found[place]), **CLOSE)
+    _, handle = protected(pipe, restarting(NEVER, NEVER), prompts, count=2)
+    assert handle.left == ()
+    with pytest.raises(IneError, match="withhold=True needs restarts"):
+        ine.protect(pipe, guidance=METHOD, withhold=True)
+
+
 # ------------------------------------------------------------------- what belongs to the pipeline
 
 

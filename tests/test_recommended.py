@@ -31,7 +31,9 @@ from ine.guidance.probe import Probe, ProbeGate
 from ine.guidance.recommended import Recommendation, recommendation_of
 from ine.guidance.restart import Restart
 from ine.guidance.table import describe
+from ine.pictures import read_picture
 from ine.sampling import SamplerSettings, sample_latents
+from ine.sampling.pictures import GREY
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
@@ -395,6 +397,45 @@ def test_generate_restarts_as_the_file_recommends(run_ine, tiny_folder, restarti
     assert "ladder=[1.0, 1.5]" in plan["guidance"]["settings"]
     done, _ = dry(run_ine, tiny_folder, *use, "--restart", "--no-restart")
     assert "--restart and --no-restart: give one of them" in done.stderr
+
+
+def test_what_shows_to_the_last_is_counted_and_can_be_withheld(
+    run_ine, tiny_folder, restarting, tmp_path
+):
+    def made(folder, *more):
+        out, words = tmp_path / folder, ("dog", "cat", "bus", "car")
+        prompts = [part for word in words for part in ("--prompt", f"a {word}")]
+        done = run_ine(
+            *("generate", "--model", tiny_folder, *prompts, "--steps", 5, "--out", out),
+            *("--negative-embedding", restarting, "--negative-strength", 1e-6, *more),
+        )
+        assert done.exit_code == 0, done.stderr
+        rows = [json.loads(line) for line in (out / "index.jsonl").read_text().splitlines()]
+        grey = [bool((read_picture(out / r["file"], 16) == GREY).all()) for r in rows]
+        return rows, grey, " ".join(done.stderr.split())
+
+    # So little strength changes nothing of what the gate finds in half of the pictures.
+    scores = [row["attempts"][0]["gate"]["probes"][0][2] for row in made("plain")[0]]
+    calibration = read_calibration(gate_path([restarting]))
+    middle = replace(calibration.gate, threshold=sum(sorted(scores)[1:3]) / 2)
+    write_calibration(replace(calibration, gate=middle), tmp_path / "own.gate.safetensors")
+    own = ("--gate", tmp_path / "own.gate.safetensors", "--restart", "1")
+
+    rows, grey, said = made("shown", *own)
+    left = [row["left"] for row in rows]
+    assert sum(left) == 2
+    assert not any(grey)
+    assert "in 2 of 4 pictures the gate finds the concept after the last" in said
+    assert "--withhold makes them grey" in said
+    rows, grey, said = made("withheld", *own, "--withhold")
+    assert [row["left"] for row in rows] == grey == left
+    assert "they are grey" in said
+    done = run_ine(
+        *("generate", "--model", tiny_folder, "--prompt", "a dog", "--steps", 5, "--withhold"),
+        *("--out", tmp_path / "none"),
+    )
+    assert done.exit_code == 2
+    assert "--withhold needs restarts" in done.stderr
 
 
 def test_generate_without_the_gate_says_what_to_do(run_ine, tiny_folder, fire):

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny import build_tiny, look_ahead, noise, probe_gate
 
 from ine.attacks.attacker import Attacker, objective_of
@@ -29,6 +30,7 @@ from ine.guidance.gate_file import Calibration, write_calibration
 from ine.guidance.gates import Gated, Window
 from ine.guidance.look_ahead import join
 from ine.guidance.negative import Negative
+from ine.guidance.probe import ProbeGate
 from ine.guidance.restart import Restart
 from ine.inversion.images import ConceptPictures
 from ine.inversion.invert import batch_loss, invert
@@ -394,6 +396,17 @@ def test_an_audit_of_a_gated_defence_also_keeps_the_gate_shut(
     text = write_audit(audit, [found]).read_text()
     assert "some to keep its gate shut" in text
     assert "as if always open" not in text
+    # One that ends in another guidance is attacked through that too.
+    probe = gated.gate.probes[0].probe
+    ended = Restart(gated, ProbeGate(0.0, (probe,)), (1.0,), Additive(Negative("fire"), 9.0))
+    _, [found], _ = audited(ended)
+    assert [a.name for a in found.attacks][-2:] == [
+        "inverted through the defence",
+        "inverted through its last restart",
+    ]
+    names = ("fire-round-a", "fire-round-a-last")
+    both = [load_file(tmp_path / f"{name}.safetensors")["emb_params"] for name in names]
+    assert not torch.equal(*both)
     windowed, [found], seen = audited(Gated(method, Window(0, 0.5)))
     assert windowed.gate is None
     assert SHUT not in [a.name for a in found.attacks]

@@ -65,6 +65,11 @@ DEFAULT_MODEL = "mini"
 @options.sampler_and_clip_skip
 @rewriting
 @refining_too
+@expert(
+    "--withhold",
+    is_flag=True,
+    help="Grey where the gate finds the concept after the last restart too.",
+)
 @expert("--width", type=click.IntRange(1), metavar="PIXELS", help="Width; else the model's own.")
 @expert("--height", type=click.IntRange(1), metavar="PIXELS", help="Height, likewise.")
 @click.option(
@@ -88,6 +93,7 @@ def generate(
     sampling: SamplingOptions,
     rewriting: RewritingOptions,
     refining: RefiningOptions,
+    withhold: bool,
     width: int | None,
     height: int | None,
     out: Path,
@@ -121,18 +127,30 @@ def generate(
     claim_folder(out)
     parts = chosen.open(keep_base=False).parts.of_size(width, height)
     sampler = sampling.settings(parts)
+    method = defence.build(parts, sampler, embeddings)
+    _check_withheld(withhold, method)
     run = _Run(
         out=out,
         parts=parts,
-        method=defence.build(parts, sampler, embeddings),
+        method=method,
         sampler=sampler,
         requests=requests,
         force=force,
         refiner=refining.refiner(model.device, out),
         rewriter=planned.name if planned else "",
         rewritten=rewriting.rewritten(requests, model.device, out),
+        withhold=withhold,
     )
     _print_made(_fill(run, chosen), out, as_json)
+
+
+def _check_withheld(withhold: bool, method: "Guidance") -> None:
+    """Raise a usage error where nothing would find what is to be withheld."""
+    if withhold and len(method.attempts) < 2:
+        raise click.UsageError(
+            "--withhold needs restarts, after the last of which the gate looks once more: use an "
+            "embedding of ine defend, or give --gate FILE and --restart"
+        )
 
 
 def _requests(
@@ -163,6 +181,9 @@ class _Run:
     rewritten: "RewrittenRequests | None" = None
     """What is sampled in the place of the requests; None is the requests."""
 
+    withhold: bool = False
+    """Whether pictures are grey in which the concept shows to the last."""
+
     @property
     def asked(self) -> tuple["PictureRequest", ...]:
         """Return what is sampled."""
@@ -189,12 +210,18 @@ class _Run:
             **_reading_record(sampler.reading, texts),
             **({"rewrite": self.rewriter} if self.rewriter else {}),
             **(self.refiner.about(negative) if self.refiner else {}),
+            **({"withhold": True} if self.withhold else {}),
         }
 
     def after(self, unit: "Unit") -> "Unit":
-        """Return what is written of a unit: refined, and grey where no prompt is usable."""
+        """Return what is written of a unit: refined, and grey in the place of what is withheld."""
+        from ine.guidance.attempts import left_in
+        from ine.sampling import greyed
+
         if self.refiner:
             unit = self.refiner.unit(unit, self.parts, self.method, self.sampler)
+        if self.withhold:
+            unit = greyed(unit, left_in(unit.notes))
         return self.rewritten.withheld(unit) if self.rewritten else unit
 
 
@@ -223,16 +250,29 @@ def _print_made(rows: list[dict[str, Any]], out: Path, as_json: bool) -> None:
     """Print what was made."""
     from ine.finite import redone_line
     from ine.gallery.index import BLANK
+    from ine.guidance.attempts import left_in
     from ine.pictures import blank_line
 
-    blank = sum(row.get(BLANK, False) for row in rows)
+    blank, left = sum(row.get(BLANK, False) for row in rows), left_in(rows)
     if as_json:
-        found = {"out": str(out), BLANK: blank, "pictures": rows}
+        found = {"out": str(out), BLANK: blank, "left": len(left), "pictures": rows}
         click.echo(json.dumps(found, indent=2, ensure_ascii=False))
         return
     click.echo(f"wrote {len(rows)} pictures to {out} (sheet.png, index.jsonl), {blank} blank")
     for line in filter(None, (redone_line(rows), blank_line(blank, len(rows)))):
         click.echo(line)
+    if left:
+        log.warning(_left_line([rows[i] for i in left], len(rows)))
+
+
+def _left_line(left: Sequence[Mapping[str, Any]], count: int) -> str:
+    """Return what is said of pictures in which the concept shows to the last."""
+    names = ", ".join(row["file"] for row in left[:3]) + (", ..." if len(left) > 3 else "")
+    done = "they are grey" if left[0]["settings"].get("withhold") else "--withhold makes them grey"
+    return (
+        f"in {len(left)} of {count} pictures the gate finds the concept after the last restart too "
+        f"({names}); {done}"
+    )
 
 
 def _size_record(parts: "DiffusionParts") -> dict[str, int]:

@@ -9,6 +9,7 @@ no generator of the user's is touched.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -78,6 +79,11 @@ class Due:
             if place in again:
                 self.attempts[i] = number + again[place].further
                 self.known[i] = self.known.get(i, frozenset()) | again[place].found
+
+
+def left_in(notes: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
+    """Return the places of the pictures whose gate opened in their last attempt too."""
+    return tuple(i for i, note in enumerate(notes) if note.get("left"))
 
 
 def all_again(again: Mapping[int, Again], count: int, left: int) -> bool:

@@ -7,10 +7,7 @@ from dataclasses import dataclass, replace
 from ine.errors import PromptError
 from ine.posi.batches import NOTE, record
 from ine.posi.rewriters import PromptRewriter, Rewrite, check_answered, rewrite_all
-from ine.sampling import PictureRequest, Unit
-
-GREY = 128
-"""Of the picture in the place of one that is not generated, 0 to 255."""
+from ine.sampling import PictureRequest, Unit, greyed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,12 +40,9 @@ class RewrittenRequests:
     def withheld(self, unit: Unit) -> Unit:
         """Return a unit of `asked` with notes, and grey in the place of what has no prompt."""
         rows = self.rows[unit.first : unit.first + len(unit.requests)]
-        pictures = unit.pictures.copy()
-        for place, row in enumerate(rows):
-            if row.unusable:
-                pictures[place] = GREY
         notes = [{**note, NOTE: record(row)} for note, row in zip(unit.notes, rows, strict=True)]
-        return replace(unit, pictures=pictures, notes=notes)
+        unusable = [place for place, row in enumerate(rows) if row.unusable]
+        return greyed(replace(unit, notes=notes), unusable)
 
 
 def rewrite_requests(

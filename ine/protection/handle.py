@@ -13,6 +13,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 
 from ine.errors import IneError
 from ine.finite import NotFinite, check_finite
+from ine.guidance.attempts import left_in
 from ine.guidance.protocol import Gate, Guidance, Notes
 from ine.guidance.restart import Restart
 from ine.models.parts import DiffusionParts
@@ -51,10 +52,11 @@ class Protection:
         gate: Gate | None,
         on_overflow: str = "raise",
         restart: Restart | None = None,
+        withhold: bool = False,
     ):
         """Take the calls of the pipeline's U-Net, progress bar and image processor."""
         self._pipe, self._parts, self._method, self._gate = pipe, parts, method, gate
-        self._raises, self._restart = on_overflow == "raise", restart
+        self._raises, self._restart, self._withhold = on_overflow == "raise", restart, withhold
         self._kept = components_of(pipe)
         self._running: dict[str, Run] = {}
         self._removed = False
@@ -72,6 +74,11 @@ class Protection:
     def notes(self) -> list[Notes]:
         """What method and gate logged in the pipeline's last call, one dict per picture."""
         return self._notes
+
+    @property
+    def left(self) -> tuple[int, ...]:
+        """Pictures of the last call in which the gate found the concept after the last restart."""
+        return left_in(self._notes)
 
     @property
     def unet_calls(self) -> list[int]:
@@ -109,7 +116,8 @@ class Protection:
 
     @contextmanager
     def _bracket(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
-        run = Run(self._pipe, self._parts, self._method, self._gate, self._raises, self._restart)
+        how = (self._method, self._gate, self._raises, self._restart, self._withhold)
+        run = Run(self._pipe, self._parts, *how)
         # One operation, so that of two threads one is the first.
         first = self._running.setdefault("run", run)
         if first is not run:
@@ -122,6 +130,7 @@ class Protection:
                 yield bar
             self._check_done(run)
             self._notes, self._calls = run.notes(), run.nfe
+            self._report_left()
             self._report_overflow(run.check_finite)
         finally:
             del self._running["run"]
@@ -163,6 +172,18 @@ class Protection:
             raise error.advised(OVERFLOWED) from None
         self._taken.answered()
         return UNet2DConditionOutput(sample=output) if whole else (output,)
+
+    def _report_left(self) -> None:
+        """Log the pictures in which the concept shows after the last restart."""
+        if self.left:
+            log.warning(
+                "in %d of %d pictures the gate finds the concept after the last restart too; %s",
+                *(len(self.left), len(self._notes)),
+                "they are empty"
+                if self._withhold
+                else "Protection.left has their numbers, and protect(..., withhold=True) empties "
+                "them",
+            )
 
     def _report_overflow(self, check: Callable[..., None], *args: Any) -> None:
         """Call a check, and raise or log the `NotFinite` that it raises."""

@@ -73,6 +73,7 @@ def protect(
     strength: float | None = None,
     on_overflow: str = "raise",
     restart: bool = True,
+    withhold: bool = False,
 ) -> Protection:
     """Defend a diffusers pipeline until the handle's `remove`, or within a `with` block.
 
@@ -98,6 +99,8 @@ def protect(
         restart: Whether a picture is made again where its file recommends that and the concept
             still shows at half the run, see `ine.protection.restarts`. Inpainting and ControlNet
             pipelines cannot, and say so.
+        withhold: Whether a picture in which the concept shows after its last restart too becomes
+            what the VAE makes of empty latents. `Protection.left` has its number either way.
 
     Returns:
         Protection: The handle.
@@ -106,7 +109,8 @@ def protect(
         IneError: The pipeline's class is unknown or it is protected already, nothing to steer
             away from is given, a gate that a file recommends is not beside it, the method is
             unknown or rewrites prompts, its observer cannot be loaded, the scheduler cannot be
-            copied for restarts, or the strength makes no sense. Later, from the pipeline's call:
+            copied for restarts, nothing restarts although pictures are to be withheld, or the
+            strength makes no sense. Later, from the pipeline's call:
             guidance scale not above 1.
         EmbeddingError: An embedding cannot be read or is of another width.
     """
@@ -126,13 +130,18 @@ def protect(
     if chosen is None:
         chosen = _guidance([one.embedding for one in given], guidance or "cfg", strength)
     again, chosen = _restart(chosen, pipe)
+    if withhold and again is None:
+        raise IneError(
+            "protect: withhold=True needs restarts, after the last of which the gate looks once "
+            "more; give a file of ine defend, and a text-to-image or img2img pipeline"
+        )
     method, gate = _split(chosen, own_gate)
     check_negative(parts, method.negative)
     if isinstance(gate, LookAhead):
         check_model(parts)
     if isinstance(gate, ObserverGate):
         gate.check(parts)
-    return Protection(pipe, parts, method, gate, on_overflow, again)
+    return Protection(pipe, parts, method, gate, on_overflow, again, withhold)
 
 
 def _recommended(

@@ -47,6 +47,7 @@ class Run:
         gate: Gate | None,
         raises: bool = True,
         restart: Restart | None = None,
+        withhold: bool = False,
     ):
         """Prepare; the method begins with the first step.
 
@@ -57,9 +58,10 @@ class Run:
             gate: When it acts; None is always.
             raises: Whether predictions that are not finite end the run early.
             restart: The guidance whose first attempt method and gate are; None restarts nothing.
+            withhold: Whether pictures that its last attempt leaves become empty latents.
         """
         self.pipe, self.parts, self.method, self.gate = pipe, parts, method, gate
-        self.raises, self.restart = raises, restart
+        self.raises, self.restart, self.withhold = raises, restart, withhold
         self.guided = bool(pipe.do_classifier_free_guidance)
         self.stack = ExitStack()
         self.first: FirstStep | None = None
@@ -158,7 +160,8 @@ class Run:
                 own_negative=own_negative,
                 rescale=float(getattr(self.pipe, "guidance_rescale", 0.0)),
             )
-            self.second = SecondLook(start, self.restart, self.restart.gate.begin(prompts))
+            watch = self.restart.gate.begin(prompts)
+            self.second = SecondLook(start, self.restart, watch, self.withhold)
         return FirstStep(
             scale=prompts.scale,
             empty=empty,

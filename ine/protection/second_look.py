@@ -32,6 +32,9 @@ class SecondLook:
     start: Beginning
     restart: Restart
     watch: GateSession
+    withhold: bool = False
+    """Whether pictures in which the concept still shows become empty latents."""
+
     ends: dict[int, torch.Tensor] = field(default_factory=dict)
     """{picture: where it is led}."""
 
@@ -63,6 +66,8 @@ class SecondLook:
         self.ends |= ends
         self.later |= notes
         self.left |= left
+        if self.withhold:
+            self.ends |= {i: torch.zeros_like(step.x_t[i]) for i in left}
         for i, count in spent.items():
             nfe[i] += count
 

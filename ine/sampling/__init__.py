@@ -3,7 +3,7 @@
 from ine.decoding import decode, decode_latents
 from ine.sampling.edit import edit_latents
 from ine.sampling.loop import sample_latents
-from ine.sampling.pictures import PictureRequest, Unit, generate, make_pictures
+from ine.sampling.pictures import PictureRequest, Unit, generate, greyed, make_pictures
 from ine.sampling.schedulers import SCHEDULERS, alpha_bar_at, make_scheduler
 from ine.sampling.settings import SamplerSettings
 from ine.sampling.start import Start, generators_of, start_noise
@@ -22,6 +22,7 @@ __all__ = [
     "edit_latents",
     "generate",
     "generators_of",
+    "greyed",
     "make_pictures",
     "make_scheduler",
     "run_unet",

@@ -1,7 +1,7 @@
 """Pictures from prompts and seeds, in units of fixed shape."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -12,6 +12,9 @@ from ine.guidance.protocol import Guidance, Notes
 from ine.models.parts import DiffusionParts
 from ine.sampling.loop import sample_latents
 from ine.sampling.settings import SamplerSettings
+
+GREY = 128
+"""Of the picture in the place of one that is withheld, 0 to 255."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +44,13 @@ class Unit:
 
     unet_calls: list[int]
     """U-Net evaluations, counted as (condition, step) pairs, one number per picture."""
+
+
+def greyed(unit: Unit, places: Iterable[int]) -> Unit:
+    """Return a unit with grey in the place of some of its pictures, which are withheld."""
+    pictures = unit.pictures.copy()
+    pictures[list(places)] = GREY
+    return replace(unit, pictures=pictures)
 
 
 def make_pictures(

@@ -1,8 +1,9 @@
 """An audit: attack one's own defence, add what was found to it, and attack again.
 
 A defence is usually measured against prompts that were made without knowing it. Here the attacker
-knows all of it: vectors are inverted through the defended noise prediction, and used as a prompt
-through the whole defended sampler. Behind a gate with a probe, vectors that keep it shut are
+knows all of it: vectors are inverted through the defended noise prediction, where a defence ends
+in a last restart with another guidance through that too, and used as a prompt through the whole
+defended sampler. Behind a gate with a probe, vectors that keep it shut are
 inverted too (`ine.attacks.shut`); rounds add no probe, so that these attack every round. What
 recovers the concept is joined to the negative, and the next round attacks the stronger defence,
 until an attack of the stated budget recovers no more than a threshold, or the rounds run out.
@@ -22,6 +23,7 @@ from ine.embeddings.embedding import ConceptEmbedding, new_embedding, write_embe
 from ine.evaluation.models import model_digest
 from ine.files import sha256_of
 from ine.guidance.protocol import Guidance
+from ine.guidance.restart import Restart
 from ine.guidance.table import describe
 from ine.inversion.invert import Loss, invert
 from ine.runtime import seed_for
@@ -30,6 +32,7 @@ from ine.studies.audit_round import LETTERS, Audit, Round, Tell, round_name, run
 BARE = "inverted without knowing the defence"
 SHUT = "inverted to keep the gate shut"
 ADAPTIVE = "inverted through the defence"
+RESORT = "inverted through its last restart"
 """What attacks are called; with `inversion.runs` of the recipe, each is made with several seeds."""
 
 
@@ -52,6 +55,9 @@ def run_audit(audit: Audit, tell: Tell = lambda *_: None) -> list[Round]:
     found: list[Round] = []
     for number in range(audit.settings.rounds + 1):
         adaptive = _attacks(audit, ADAPTIVE, round_name(number), guidance, model, tell)
+        if isinstance(guidance, Restart) and guidance.last is not None:
+            name = f"{round_name(number)}-last"
+            adaptive += _attacks(audit, RESORT, name, guidance.last, model, tell)
         found.append(run_round(audit, number, guidance, [*known, *adaptive], tell))
         if found[-1].worst.recovered.share <= audit.settings.threshold:
             break

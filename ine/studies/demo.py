@@ -34,9 +34,8 @@ SAMPLER = SamplerSettings(scheduler="dpm++", steps=10, guidance_scale=5.0, batch
 """As the recipe makes its own pictures."""
 
 QUICK = (
-    *("defence.guidances={contextual: [6]}", "defence.windows=[[0, 1]]"),
-    *("defence.restarts=[[1, 2]]", "defence.restarted=1"),
-    *("defence.false_open=[0.02]", "defence.look_ahead=5"),
+    *("defence.guidances={contextual: [4]}", "defence.windows=[[0, 1]]"),
+    *("defence.false_open=[0.05]", "defence.look_ahead=5"),
     *("defence.examples=128", "defence.pictures=32", "defence.benign=64"),
     *("inversion.runs=3", "inversion.preview_pictures=24"),
 )

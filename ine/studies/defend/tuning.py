@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from ine.errors import IneError
-from ine.evaluation.choosing import best_of
 from ine.evaluation.grid import GridGuidance
 from ine.guidance.gate_file import Calibration
 from ine.guidance.table import METHODS
@@ -73,10 +72,25 @@ def tune(job: Job, looks: Looks, gate_of: Callable[[Setting], Calibration]) -> T
     best = _best(job, [one for one in once if margin(job, one) >= -ROUNDING])
     tried = [*once, *restarted(job, looks, plain, best, gate_of)]
     whole = [one for one in tried if is_whole(job, one.setting)]
-    options = [(one, one.left.value, margin(job, one)) for one in whole or tried]
-    chosen, reached = best_of(options, -ROUNDING, choice_order)
-    before = plain.tried(chosen[0].setting, plain.outcome, 0.0)
-    return Tuning(tried=tuple(tried), chosen=chosen[0], reached=reached, undefended=before.left)
+    chosen, reached = chosen_of(job, whole or tried)
+    before = plain.tried(chosen.setting, plain.outcome, 0.0)
+    return Tuning(tried=tuple(tried), chosen=chosen, reached=reached, undefended=before.left)
+
+
+def chosen_of(job: Job, options: Sequence[Tried]) -> tuple[Tried, bool]:
+    """Return (the setting to recommend, whether it keeps the targets).
+
+    Of those that keep the targets and leave at most one picture more than the least, which another
+    seed could change: the gate that opens most often, since phrases that nobody tuned on are missed
+    more, and of these the one that keeps the subject most. Where none keeps the targets, the one
+    that is closest.
+    """
+    able = [one for one in options if margin(job, one) >= -ROUNDING]
+    if not able:
+        return max(options, key=lambda one: margin(job, one)), False
+    least = min(one.left.value for one in able)
+    near = [one for one in able if one.left.value <= least + 1 / one.left.count + ROUNDING]
+    return min(near, key=_weakest), True
 
 
 def margin(job: Job, one: Tried) -> float:
@@ -99,17 +113,16 @@ def _best(job: Job, able: Sequence[Tried]) -> list[Tried]:
 
 
 def _order(one: Tried) -> tuple[float, ...]:
-    return (one.left.value, *choice_order(one))
+    return (one.left.value, *_weakest(one))
 
 
-def choice_order(one: Tried) -> tuple[float, ...]:
-    """Return what orders settings that leave equally little: the weakest first.
-
-    But of thresholds the one that opens most often: phrases that nobody tuned on are missed more.
-    """
-    setting = one.setting
+def _weakest(one: Tried) -> tuple[float, ...]:
+    """Return what orders settings that leave equally little."""
+    setting, subject = one.setting, one.subject
     first, last = setting.window
-    return (len(setting.restart), -setting.false_open, last - first, setting.strength or 0.0)
+    kept = 0.0 if subject is None else -subject.value
+    size = (len(setting.restart), last - first, setting.strength or 0.0)
+    return (-setting.false_open, kept, *size)
 
 
 # --- the settings without restarts

@@ -32,8 +32,9 @@ def tuning_table(job: Job, tuning: Tuning) -> Table:
     subject = f" and the subject in {job.recipe.defence.subject:g}" if named else ""
     return Table(
         title="Settings on the tuning prompts",
-        caption=f"Of those that keep {job.target:g}{subject}, the one that leaves least was "
-        "chosen.",
+        caption=f"Chosen: of those that keep {job.target:g}{subject} and leave at most one picture "
+        "more than the least, the one that opens most often; of equals the one that keeps the "
+        "subject most.",
         columns=[
             *("guidance", "strength", "part of the run", "false opens", "restarts"),
             *(f"{concept} left", "preservation", *(["subject kept"] if named else [])),
