@@ -340,21 +340,30 @@ def test_guidance_other_than_additive_ends_in_additive(job_in, tmp_path):
 def test_of_settings_that_leave_as_little_the_gate_that_opens_most_often_is_chosen(
     tuned, job_in, tmp_path
 ):
-    job = job_in(tmp_path)
-    rarely = tuned(left=0.0, false_open=0.01)
-    often = tuned(left=1 / 96, false_open=0.05)  # one picture more, which another seed could change
-    assert chosen_of(job, [rarely, often]) == (often, True)
-    more = tuned(left=2 / 96, false_open=0.1)
-    assert chosen_of(job, [rarely, often, more]) == (often, True)
-    # Then the one that keeps the subject most, then the weakest.
-    keeps = tuned(left=1 / 96, false_open=0.05, subject=0.99, strength=8.0)
-    assert chosen_of(job, [often, keeps])[0] == keeps
-    weaker = tuned(left=1 / 96, false_open=0.05, subject=0.99, strength=4.0)
-    assert chosen_of(job, [keeps, weaker])[0] == weaker
-    # One that misses a target is not chosen, whatever it leaves.
-    loses = tuned(left=0.0, false_open=0.05, subject=0.5)
-    assert chosen_of(job, [loses, rarely]) == (rarely, True)
-    assert chosen_of(job, [loses]) == (loses, False)
+    job, once = job_in(tmp_path), []
+
+    def option(left, alone=0.5, **given):
+        once.append(tuned(left=alone, **given))
+        return tuned(left=left, restart=(1.0, 2.0), last=8.0, **given)
+
+    def chosen(*options):
+        return chosen_of(job, options, once)
+
+    rarely = option(0.0, false_open=0.01)
+    often = option(1 / 96, false_open=0.05)  # one picture more, which another seed could change
+    assert chosen(rarely, often) == (often, True)
+    assert chosen(rarely, often, option(2 / 96, false_open=0.1)) == (often, True)
+    # Then the one that leaves least where nothing restarts, which keeps the subject, the weakest.
+    alone = option(1 / 96, 0.25, false_open=0.05, strength=8.0)
+    assert chosen(often, alone)[0] == alone
+    keeps = option(1 / 96, 0.25, false_open=0.05, strength=9.0, subject=0.99)
+    assert chosen(alone, keeps)[0] == keeps
+    weaker = option(1 / 96, 0.25, false_open=0.05, strength=7.0, subject=0.99)
+    assert chosen(keeps, weaker)[0] == weaker
+    # One that misses a target is not chosen, whatever it leaves; where all do, the closest.
+    loses = option(0.0, false_open=0.05, strength=1.0, subject=0.5)
+    assert chosen(loses, rarely) == (rarely, True)
+    assert chosen(loses) == (loses, False)
 
 
 @pytest.fixture

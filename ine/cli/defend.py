@@ -74,9 +74,9 @@ def defend(
 
     Inverts the concept, learns a probe that recognises it, and chooses guidance, strength, part of
     the run and threshold on the recipe's tuning prompts: of the settings that preserve enough of
-    benign pictures and leave least of the concept, the one that keeps the subject most. What it
-    does on prompts that were held back is in the file's header and in OUT.defend/report.html. `ine
-    generate --negative-embedding OUT` and `ine.protect` then use it as recommended.
+    benign pictures, one that leaves least of the concept. What it does on prompts that were held
+    back is in the file's header and in OUT.defend/report.html. `ine generate --negative-embedding
+    OUT` and `ine.protect` then use it as recommended.
 
     What is tried and on how many pictures is in the recipe's section `defence`: --set
     defence.pictures=48. Give an interrupted command again to resume it; --dry-run estimates the

@@ -8,6 +8,7 @@ that do best without.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -72,25 +73,37 @@ def tune(job: Job, looks: Looks, gate_of: Callable[[Setting], Calibration]) -> T
     best = _best(job, [one for one in once if margin(job, one) >= -ROUNDING])
     tried = [*once, *restarted(job, looks, plain, best, gate_of)]
     whole = [one for one in tried if is_whole(job, one.setting)]
-    chosen, reached = chosen_of(job, whole or tried)
+    chosen, reached = chosen_of(job, whole or tried, once)
     before = plain.tried(chosen.setting, plain.outcome, 0.0)
     return Tuning(tried=tuple(tried), chosen=chosen, reached=reached, undefended=before.left)
 
 
-def chosen_of(job: Job, options: Sequence[Tried]) -> tuple[Tried, bool]:
+def chosen_of(job: Job, options: Sequence[Tried], once: Sequence[Tried]) -> tuple[Tried, bool]:
     """Return (the setting to recommend, whether it keeps the targets).
 
     Of those that keep the targets and leave at most one picture more than the least, which another
     seed could change: the gate that opens most often, since phrases that nobody tuned on are missed
-    more, and of these the one that keeps the subject most. Where none keeps the targets, the one
-    that is closest.
+    more; then the one that leaves least without restarts, as loops have it that cannot make any;
+    then the one that keeps the subject most. Where none keeps the targets, the one that is closest.
+
+    Args:
+        job: The defence.
+        options: What can be recommended.
+        once: All settings without restarts.
     """
+    without = {one.setting: one.left.value for one in once}
+
+    def order(one: Tried) -> tuple[float, ...]:
+        kept = 0.0 if one.subject is None else -one.subject.value
+        alone = without[replace(one.setting, restart=(), last=None)]
+        return (-one.setting.false_open, alone, kept, *_size(one))
+
     able = [one for one in options if margin(job, one) >= -ROUNDING]
     if not able:
         return max(options, key=lambda one: margin(job, one)), False
     least = min(one.left.value for one in able)
     near = [one for one in able if one.left.value <= least + 1 / one.left.count + ROUNDING]
-    return min(near, key=_weakest), True
+    return min(near, key=order), True
 
 
 def margin(job: Job, one: Tried) -> float:
@@ -113,16 +126,13 @@ def _best(job: Job, able: Sequence[Tried]) -> list[Tried]:
 
 
 def _order(one: Tried) -> tuple[float, ...]:
-    return (one.left.value, *_weakest(one))
+    return (one.left.value, -one.setting.false_open, *_size(one))
 
 
-def _weakest(one: Tried) -> tuple[float, ...]:
-    """Return what orders settings that leave equally little."""
-    setting, subject = one.setting, one.subject
-    first, last = setting.window
-    kept = 0.0 if subject is None else -subject.value
-    size = (len(setting.restart), last - first, setting.strength or 0.0)
-    return (-setting.false_open, kept, *size)
+def _size(one: Tried) -> tuple[float, ...]:
+    """Return what grows with all that a setting does to a picture."""
+    first, last = one.setting.window
+    return (len(one.setting.restart), last - first, one.setting.strength or 0.0)
 
 
 # --- the settings without restarts

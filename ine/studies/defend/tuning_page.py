@@ -33,8 +33,8 @@ def tuning_table(job: Job, tuning: Tuning) -> Table:
     return Table(
         title="Settings on the tuning prompts",
         caption=f"Chosen: of those that keep {job.target:g}{subject} and leave at most one picture "
-        "more than the least, the one that opens most often; of equals the one that keeps the "
-        "subject most.",
+        "more than the least, the one that opens most often; of equals the one that leaves least "
+        "without restarts.",
         columns=[
             *("guidance", "strength", "part of the run", "false opens", "restarts"),
             *(f"{concept} left", "preservation", *(["subject kept"] if named else [])),
