@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from ine.calibration.examples import ExampleMaker, Kind
+from ine.calibration.examples import ExampleMaker, Examples, Kind
 from ine.calibration.fit import fit_probe
 from ine.calibration.prompts import benign_prompts, implying_prompts, showing_prompts
 from ine.detectors.rule import AnyOf, Rule
@@ -116,14 +116,17 @@ def teach_probes(
         key=f"{key}|{digests}|{rule.name}",
         progress=progress,
     )
-    kinds = _kinds(recipe, embeddings if latents is None else (), count, seed, base)
     implying = implying_prompts(recipe) if implying is None else implying
-    if implying:
-        texts = choose(implying, count, seed, "examples", "implied")
-        kinds.append(Kind(name=IMPLIED, prompts=texts, guidance=ClassifierFree()))
+    drawn_with = embeddings if latents is None else ()
+    kinds = _kinds(recipe, drawn_with, implying, count, seed, base)
     found = {kind.name: maker.examples(kind) for kind in kinds}
     if latents is not None:
         found["shown-given"] = maker.examples_of(latents[:count])
+    return _taught(found, recipe, rule)
+
+
+def _taught(found: Mapping[str, Examples], recipe: ConceptRecipe, rule: Rule | AnyOf) -> Taught:
+    """Return the probes that learn from {kind: its examples}, of which it keeps those that fit."""
     keep = {n: own.shown if n != ABSENT else ~own.shown for n, own in found.items()}
     record = {n: {"drawn": len(k), "kept": int(k.sum())} for n, k in keep.items()}
     _check_enough(record, recipe, rule)
@@ -143,11 +146,12 @@ def _fitted(features: Mapping[str, Sequence[torch.Tensor]]) -> tuple[Probe, ...]
 def _kinds(
     recipe: ConceptRecipe,
     embeddings: Sequence[ConceptEmbedding],
+    implying: Sequence[str],
     count: int,
     seed: int,
     base: DiffusionParts | None,
 ) -> list[Kind]:
-    """Return the kinds of pictures: benign ones, those of each embedding, those of the base."""
+    """Return the kinds: benign, of each embedding, of prompts that imply it, of the base."""
     unwanted = Negative(recipe.pictures.negative_prompt)
     plain = ClassifierFree(unwanted)
     kinds = [Kind(name=ABSENT, prompts=benign_prompts(recipe, count, seed), guidance=plain)]
@@ -160,6 +164,9 @@ def _kinds(
                 guidance=WithVectors(embedding.trigger, embedding.vectors, unwanted),
             )
         )
+    if implying:
+        texts = choose(implying, count, seed, "examples", "implied")
+        kinds.append(Kind(name=IMPLIED, prompts=texts, guidance=ClassifierFree()))
     if base is not None:
         requests, _ = concept_requests(recipe, seed)
         prompts = choose([r.prompt for r in requests], count, seed, "examples", "base")
