@@ -218,7 +218,7 @@ def test_a_look_ahead_comes_back_as_it_was_written(tmp_path, calibration, suffix
         (lambda d: d["look_ahead"]["probes"][0].update(bias=math.nan), "is not finite"),
         (lambda d: d["look_ahead"]["probes"][0].update(weight=[math.nan]), "is not finite"),
         (lambda d: d["look_ahead"]["probes"][0].update(threshold=math.nan), "threshold is NaN"),
-        (lambda d: d.update(text_width="x"), "its text_width are none that ine wrote"),
+        (lambda d: d.update(text_width="x"), "ine never wrote such text_width"),
     ],
 )
 def test_damaged_look_aheads_are_refused(tmp_path, calibration, change, words):

@@ -247,6 +247,28 @@ def test_it_begins_where_image_to_image_does(pipe):
     assert len(handle.notes[0]["attempts"]) == 3
 
 
+def test_inpainting_restarts_with_a_unet_that_reads_the_mask():
+    other = build_tiny("inpainting")
+    other.scheduler = DPMSolverMultistepScheduler.from_config(other.scheduler.config)
+    other.set_progress_bar_config(disable=True)
+    size = other.unet.config.sample_size * 2
+    mask = torch.zeros(1, 1, size, size)
+    mask[..., size // 2 :] = 1
+
+    def made(guidance):
+        own = torch.Generator().manual_seed(0)
+        given = {"image": noise(1, 3, size, size).clamp(0, 1), "mask_image": mask}
+        shape = {"height": size, "width": size, "generator": own}
+        return protected(other, guidance, **given, **shape)
+
+    expected, _ = made(METHOD)
+    torch.testing.assert_close(made(restarting(NEVER, ALWAYS, (1.0,)))[0], expected, **CLOSE)
+    assert (expected - made(restarting(NEVER, NEVER))[0]).abs().max() > 0.05
+    found, handle = made(restarting(NEVER, ALWAYS, (1.0, 1.0, 2.0)))
+    torch.testing.assert_close(found, made(METHOD.scaled(2.0))[0], **CLOSE)
+    assert len(handle.notes[0]["attempts"]) == 3
+
+
 def test_a_scheduler_that_draws_noise_leaves_the_users_generator_alone(pipe, scheduler_of):
     scheduler_of(EulerAncestralDiscreteScheduler)
 

@@ -33,7 +33,7 @@ def check_record(path: Path, record: Mapping[str, Any]) -> None:
         "text_width": isinstance(record.get("text_width", 0), int),
     }.items():
         if not good:
-            raise IneError(f"{path}: its {name} are none that ine wrote; calibrate again")
+            raise IneError(f"{path}: ine never wrote such {name}; calibrate again")
 
 
 def _is_number(text: str) -> bool:

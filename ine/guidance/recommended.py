@@ -128,7 +128,7 @@ def _read(stated: Mapping[str, str]) -> Recommendation:
         raise ValueError("restarts need the gate of a look-ahead")
     at_last = float(stated["last_strength"]) if "last_strength" in stated else None
     if at_last is not None and not (restart and 0 <= at_last < math.inf):
-        raise ValueError(f"last_strength is {at_last}, after restarts {restart or 'that are none'}")
+        raise ValueError(f"last_strength is {at_last}, after {restart or 'no'} restarts")
     return Recommendation(
         guidance=stated["guidance"],
         strength=strength,

@@ -246,4 +246,4 @@ class EmbeddingGuider(LookingGuidance):
         except NotFinite as error:
             if self.on_overflow == "raise":
                 raise error.advised(OVERFLOWED) from None
-            log.warning("%s; the picture is none", error.summary())
+            log.warning("%s; no picture could be made", error.summary())

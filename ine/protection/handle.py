@@ -192,7 +192,7 @@ class Protection:
         except NotFinite as error:
             if self._raises:
                 raise error.advised(OVERFLOWED) from None
-            log.warning("%s; the picture is none", error.summary())
+            log.warning("%s; no picture could be made", error.summary())
 
     def _postprocess(self, image: Any, output_type: str = "pil", *args: Any, **kwargs: Any) -> Any:
         """Raise or warn where the VAE's pixels are not finite, which become black."""

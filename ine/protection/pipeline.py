@@ -97,8 +97,8 @@ def protect(
             does beyond 65504, and the picture would be black: "raise" `NotFinite` from the
             pipeline's call, or "warn" and mark it in `Protection.notes`.
         restart: Whether a picture is made again where its file recommends that and the concept
-            still shows at half the run, see `ine.protection.restarts`. Inpainting and ControlNet
-            pipelines cannot, and say so.
+            still shows at half the run, see `ine.protection.restarts`. ControlNet pipelines,
+            and inpainting with a U-Net that does not read the mask, cannot, and say so.
         withhold: Whether a picture in which the concept shows after its last restart too becomes
             what the VAE makes of empty latents. `Protection.left` has its number either way.
 
@@ -133,7 +133,8 @@ def protect(
     if withhold and again is None:
         raise IneError(
             "protect: withhold=True needs restarts, after the last of which the gate looks once "
-            "more; give a file of ine defend, and a text-to-image or img2img pipeline"
+            "more; give a file of ine defend, and a pipeline without a ControlNet, for "
+            "inpainting one whose U-Net reads the mask"
         )
     method, gate = _split(chosen, own_gate)
     check_negative(parts, method.negative)
@@ -221,7 +222,7 @@ def _restart(guidance: Guidance, pipe: DiffusionPipeline) -> tuple[Restart | Non
     if not isinstance(guidance.guidance.split()[1], LookAhead) or not can_restart(pipe):
         raise IneError(
             f"protect: {type(pipe).__name__} cannot restart a picture with this guidance; that "
-            "takes a look-ahead, and a text-to-image or img2img pipeline without a ControlNet; "
+            "takes a look-ahead and no ControlNet, and for inpainting a U-Net that reads the mask; "
             "give the method and the gate without Restart, or use `ine generate --restart`"
         )
     copied(pipe.scheduler)

@@ -45,15 +45,23 @@ RESTARTABLE = {
     "StableDiffusionImg2ImgPipeline": False,
     "StableDiffusionXLPipeline": True,
     "StableDiffusionXLImg2ImgPipeline": False,
+    "StableDiffusionInpaintPipeline": False,
+    "StableDiffusionXLInpaintPipeline": False,
 }
 """{pipeline in which a run can be repeated from what its first call shows: whether it begins with
-pure noise}. A ControlNet looks at every step's latents, and inpainting puts back what is kept after
-every step. What noise is in a noised picture, nothing shows."""
+pure noise}. A ControlNet looks at every step's latents. What noise is in a noised picture, nothing
+shows."""
 
 
 def can_restart(pipe: DiffusionPipeline) -> bool:
-    """Return whether pictures of a pipeline can be restarted."""
-    return _kind(pipe) in RESTARTABLE
+    """Return whether pictures of a pipeline can be restarted.
+
+    Inpainting takes a U-Net that reads mask and kept picture as channels: with any other the
+    pipeline puts back what is kept after every step.
+    """
+    kind, channels = _kind(pipe), pipe.unet.config.in_channels
+    reads_mask = channels > pipe.vae.config.latent_channels
+    return kind in RESTARTABLE and (reads_mask or "Inpaint" not in kind)
 
 
 def begins_with_noise(pipe: DiffusionPipeline) -> bool:

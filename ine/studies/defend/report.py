@@ -200,7 +200,7 @@ def _without_restarts(left: Estimate | None) -> str:
     if left is None:
         return ""
     return (
-        " Where no picture can be restarted (inpainting, ControlNet, a guider), "
+        " Where no picture can be restarted (a ControlNet, a guider), "
         f"{decimal(left.value)} are left."
     )
 
