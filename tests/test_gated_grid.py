@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from tiny import noise
@@ -126,6 +127,20 @@ def test_a_grid_restarts_pictures_as_the_loop_does(folder, tiny_parts, tmp_path)
         assert same != opened[number]
         attempts = plan.store.about(unit).notes[place]["attempts"]
         assert (len(attempts) > 1) == opened[number]
+    # What the gate finds to the last is counted, and what is flagged beside it.
+    left = [plan.store.about(unit).notes[place]["left"] for unit, place in cells[own].units]
+    assert cells[own].column("left").tolist() == left
+    flagged = np.array(cells[own].flagged[plan.file.rules[0].name])
+    lines = (tmp_path / "run" / "results.jsonl").read_text().splitlines()
+    results = [json.loads(line) for line in lines]
+    found = {
+        r["metric"]: r["value"]
+        for r in results
+        if (r["guidance"], r["strength"], r["negative"]) == ("again", 2.0, "own")
+    }
+    assert found["withheld"] == pytest.approx(np.mean(left))
+    assert found["flagged-shown"] == pytest.approx(np.mean(flagged & ~np.array(left)))
+    assert not [r for r in results if r["metric"] == "withheld" and r["guidance"] == "none"]
 
 
 def test_words_may_act_behind_a_gate_that_an_embedding_taught(folder, tmp_path, caplog):

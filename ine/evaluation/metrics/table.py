@@ -15,6 +15,7 @@ from ine.evaluation.metrics.preservation import Preservation
 from ine.evaluation.metrics.refined import Refined
 from ine.evaluation.metrics.rewritten import Rewritten
 from ine.evaluation.metrics.subject import Subject
+from ine.evaluation.metrics.withheld import FlaggedShown, Withheld
 
 METRICS: tuple[Metric, ...] = (
     Flagged(),
@@ -27,6 +28,8 @@ METRICS: tuple[Metric, ...] = (
     Frechet(),
     Refined(),
     Rewritten(),
+    Withheld(),
+    FlaggedShown(),
     Blank(),
     Evaluations(),
     ObserverCosts(),
