@@ -37,8 +37,8 @@ QUICK = (
     *("defence.guidances={contextual: [4]}", "defence.windows=[[0, 1]]"),
     # Two in a hundred of so few benign pictures is the largest score among them.
     *("defence.false_open=[0.05]", "defence.restart_open=0.05", "defence.look_ahead=5"),
-    *("defence.examples=128", "defence.pictures=32", "defence.benign=64"),
-    *("inversion.runs=3", "inversion.preview_pictures=24"),
+    *("defence.examples=96", "defence.pictures=32", "defence.benign=64"),
+    *("inversion.runs=2", "inversion.preview_pictures=24"),
 )
 """Overrides of the recipe that fit the demo into two minutes on two cores."""
 
