@@ -51,7 +51,7 @@ from fuzz.samples import (
     unet,
     vectors,
 )
-from fuzz.watch import EXTRA_BYTES, watched
+from fuzz.watch import EXTRA_BYTES, settle, watched
 
 from ine.cli.choose import read_prompts
 from ine.embeddings.embedding import read_embedding
@@ -473,6 +473,7 @@ def test_positive_control_torch_alone_reserves_what_a_file_claims(claim, enforce
             whole = torch.tensor([], dtype=torch.uint8).set_(value.untyped_storage())
             whole[:claimed].fill_(1)
 
+    settle()
     assert watched(read, path.stat().st_size, Path(CANARY))[0] == "memory"
 
 

@@ -3,6 +3,8 @@
 Linux only: what a process reserves and uses is read from /proc.
 """
 
+import ctypes
+import gc
 import os
 import resource
 import signal
@@ -24,6 +26,13 @@ NO_MEMORY = ("can't allocate memory", "cannot allocate memory", "bad_alloc")
 
 class Hang(BaseException):
     """Time is up; no Exception, so that no reader takes it for a damaged file."""
+
+
+def settle():
+    """Give back memory that earlier work left free, which an action could take unseen."""
+    gc.collect()
+    with suppress(AttributeError, OSError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _late(*_):
