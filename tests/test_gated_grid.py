@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from tiny import noise
 from ine.calibration.check import provenance
 from ine.calibration.features import noised_features
 from ine.calibration.thresholds import calibrated
+from ine.detectors.rules import find_rule
 from ine.embeddings.embedding import new_embedding, write_embedding
 from ine.evaluation import figures as score
 from ine.evaluation import run as engine
@@ -19,6 +21,7 @@ from ine.evaluation.cells import Configuration
 from ine.evaluation.entering import enter_folder
 from ine.evaluation.expand import expand
 from ine.evaluation.grid_file import load_grid
+from ine.evaluation.metrics.withheld import FlaggedShown, Withheld
 from ine.evaluation.prepare import prepare
 from ine.evaluation.results import write_results
 from ine.evaluation.run import run
@@ -141,6 +144,27 @@ def test_a_grid_restarts_pictures_as_the_loop_does(folder, tiny_parts, tmp_path)
     assert found["withheld"] == pytest.approx(np.mean(left))
     assert found["flagged-shown"] == pytest.approx(np.mean(flagged & ~np.array(left)))
     assert not [r for r in results if r["metric"] == "withheld" and r["guidance"] == "none"]
+
+
+def test_what_is_withheld_is_not_flagged_among_what_is_shown():
+    """One picture of each kind; those of the grids above are never both."""
+    rule = find_rule("mini-fire@0.5")
+    columns = {
+        ("left", ""): np.array([1.0, 0.0, 1.0, 0.0]),
+        ("flagged", rule.name): np.array([1.0, 1.0, 0.0, 0.0]),
+    }
+    sample = SimpleNamespace(
+        has=lambda name, of="": (name, of) in columns,
+        column=lambda name, of="": columns[name, of],
+        rule_facts=lambda rule: {"rule": rule.name},
+        share=lambda metric, values, **more: (metric, values.tolist(), more),
+    )
+    assert list(FlaggedShown().figures(sample, rule)) == [
+        ("flagged-shown", [0.0, 1.0, 0.0, 0.0], {"rule": rule.name})
+    ]
+    assert list(Withheld().figures(sample, None)) == [("withheld", [1.0, 0.0, 1.0, 0.0], {})]
+    del columns["left", ""]
+    assert [*FlaggedShown().figures(sample, rule), *Withheld().figures(sample, None)] == []
 
 
 def test_words_may_act_behind_a_gate_that_an_embedding_taught(folder, tmp_path, caplog):

@@ -228,6 +228,17 @@ def test_contextual_guidance_restarts_too(pipe):
     torch.testing.assert_close(found, expected, **CLOSE)
 
 
+def check_restarts_from_its_own_noise(made):
+    """Check a pipeline that does not begin with pure noise; `made` returns (latents, handle)."""
+    expected, _ = made(METHOD)
+    torch.testing.assert_close(made(restarting(NEVER, ALWAYS, (1.0,)))[0], expected, **CLOSE)
+    assert (expected - made(restarting(NEVER, NEVER))[0]).abs().max() > 0.05
+    # Nobody knows the noise in its start, so that what is left is more strength.
+    found, handle = made(restarting(NEVER, ALWAYS, (1.0, 1.0, 2.0)))
+    torch.testing.assert_close(found, made(METHOD.scaled(2.0))[0], **CLOSE)
+    assert len(handle.notes[0]["attempts"]) == 3
+
+
 def test_it_begins_where_image_to_image_does(pipe):
     other = StableDiffusionImg2ImgPipeline(**pipe.components, requires_safety_checker=False)
     other.set_progress_bar_config(disable=True)
@@ -238,13 +249,7 @@ def test_it_begins_where_image_to_image_does(pipe):
         given = {"image": noise(1, 3, size, size).clamp(0, 1), "strength": 0.7, "generator": own}
         return protected(other, guidance, num_inference_steps=10, **given)
 
-    expected, _ = made(METHOD)
-    torch.testing.assert_close(made(restarting(NEVER, ALWAYS, (1.0,)))[0], expected, **CLOSE)
-    assert (expected - made(restarting(NEVER, NEVER))[0]).abs().max() > 0.05
-    # Nobody knows the noise in its start, so that what is left is more strength.
-    found, handle = made(restarting(NEVER, ALWAYS, (1.0, 1.0, 2.0)))
-    torch.testing.assert_close(found, made(METHOD.scaled(2.0))[0], **CLOSE)
-    assert len(handle.notes[0]["attempts"]) == 3
+    check_restarts_from_its_own_noise(made)
 
 
 def test_inpainting_restarts_with_a_unet_that_reads_the_mask():
@@ -261,12 +266,7 @@ def test_inpainting_restarts_with_a_unet_that_reads_the_mask():
         shape = {"height": size, "width": size, "generator": own}
         return protected(other, guidance, **given, **shape)
 
-    expected, _ = made(METHOD)
-    torch.testing.assert_close(made(restarting(NEVER, ALWAYS, (1.0,)))[0], expected, **CLOSE)
-    assert (expected - made(restarting(NEVER, NEVER))[0]).abs().max() > 0.05
-    found, handle = made(restarting(NEVER, ALWAYS, (1.0, 1.0, 2.0)))
-    torch.testing.assert_close(found, made(METHOD.scaled(2.0))[0], **CLOSE)
-    assert len(handle.notes[0]["attempts"]) == 3
+    check_restarts_from_its_own_noise(made)
 
 
 def test_a_scheduler_that_draws_noise_leaves_the_users_generator_alone(pipe, scheduler_of):

@@ -103,7 +103,7 @@ def _vocabulary(
         raise ValueError("it has no vocabulary, or no merges")
     numbers = [*vocab.values(), *added.values()]
     if not all(type(n) is int and 0 <= n < MOST_TOKENS for n in numbers):
-        raise ValueError("its tokens have no numbers")
+        raise ValueError(f"a token's number is no whole number from 0 to {MOST_TOKENS - 1}")
     pairs = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in merges]
     if not all(len(pair) == 2 and all(isinstance(part, str) for part in pair) for pair in pairs):
         raise ValueError("one of its merges is not of two tokens")

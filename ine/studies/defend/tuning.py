@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ine.errors import IneError
+from ine.evaluation.choosing import best_of
 from ine.evaluation.grid import GridGuidance
 from ine.guidance.gate_file import Calibration
 from ine.guidance.table import METHODS
@@ -98,12 +99,12 @@ def chosen_of(job: Job, options: Sequence[Tried], once: Sequence[Tried]) -> tupl
         alone = without[replace(one.setting, restart=(), last=None)]
         return (-one.setting.false_open, alone, kept, *_size(one))
 
-    able = [one for one in options if margin(job, one) >= -ROUNDING]
-    if not able:
-        return max(options, key=lambda one: margin(job, one)), False
-    least = min(one.left.value for one in able)
-    near = [one for one in able if one.left.value <= least + 1 / one.left.count + ROUNDING]
-    return min(near, key=order), True
+    able = [one.left.value for one in options if margin(job, one) >= -ROUNDING]
+    near = min(able, default=0.0) + 1 / options[0].left.count + ROUNDING
+    # What is within a picture of the least counts as equal.
+    found = [(one, max(one.left.value, near), margin(job, one)) for one in options]
+    (chosen, *_), reached = best_of(found, -ROUNDING, order)
+    return chosen, reached
 
 
 def margin(job: Job, one: Tried) -> float:
